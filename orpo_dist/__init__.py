@@ -1,0 +1,53 @@
+"""orpo_dist: fast, exact, distributed ORPO fine-tuning.
+
+>>> from orpo_dist import ORPOConfig, train
+>>> model = train(ORPOConfig(model="folder-or-hub-id", data_path=["pairs.jsonl"]))
+>>> model.generate("How do I boil an egg?")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orpo_dist.config import ORPOConfig, load_config
+    from orpo_dist.evaluation import evaluate_model
+    from orpo_dist.handle import TrainedModel, load
+    from orpo_dist.objective import orpo_loss
+    from orpo_dist.run import train
+    from orpo_dist.trainer import ORPOTrainer
+    from orpo_dist.types import UserError
+
+__version__ = "0.1.0"
+
+# Loaded on first use: naming the package must not load torch.
+_HOMES = {
+    "ORPOConfig": "config",
+    "load_config": "config",
+    "evaluate_model": "evaluation",
+    "TrainedModel": "handle",
+    "load": "handle",
+    "orpo_loss": "objective",
+    "train": "run",
+    "ORPOTrainer": "trainer",
+    "UserError": "types",
+}
+
+__all__ = [
+    "ORPOConfig",
+    "ORPOTrainer",
+    "TrainedModel",
+    "UserError",
+    "evaluate_model",
+    "load",
+    "load_config",
+    "orpo_loss",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"orpo_dist.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'orpo_dist' has no attribute '{name}'")

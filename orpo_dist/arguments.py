@@ -1,0 +1,152 @@
+"""``ORPOConfig`` -> transformers' ``TrainingArguments``: the one place where names are translated."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.config.names import explain_unknown
+from orpo_dist.model import resolve_precision
+from orpo_dist.types import UserError
+
+# Metrics for which less is better; every other evaluation metric should rise.
+FALLING = ("loss", "nll", "perplexity")
+
+
+def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
+    """The config with every "default: …" that depends on machine and data filled in.
+
+    Raises ``UserError`` for settings that this machine or these data cannot serve.
+    """
+    precision = resolve_precision(config)
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or none")
+    wants_eval = (
+        config.keeps_best or config.early_stopping_patience or config.eval_strategy not in (None, "no")
+    )
+    if wants_eval and not has_eval:
+        raise UserError(
+            "evaluation, early stopping and load_best_model_at_end need evaluation data: set "
+            "valid_data_path or valid_split"
+        )
+    if wants_eval and config.eval_strategy == "no":
+        raise UserError("early stopping and load_best_model_at_end need eval_strategy steps or epoch")
+    evaluate = config.eval_strategy or ("epoch" if has_eval else "no")
+    save, save_steps = config.save_strategy, config.save_steps
+    if config.keeps_best:
+        if save not in (None, evaluate):
+            raise UserError(
+                f"load_best_model_at_end needs save_strategy to equal eval_strategy ({evaluate})"
+            )
+        save, save_steps = evaluate, save_steps or config.eval_steps
+        if evaluate == "steps" and save_steps % config.eval_steps:
+            raise UserError(
+                f"load_best_model_at_end needs save_steps ({save_steps}) to be a multiple of "
+                f"eval_steps ({config.eval_steps})"
+            )
+    return config.replace(
+        mixed_precision=precision,
+        eval_strategy=evaluate,
+        save_strategy=save or "epoch",
+        save_steps=save_steps,
+        load_best_model_at_end=config.keeps_best,
+        metric_for_best_model=_eval_metric(config.metric_for_best_model),
+    )
+
+
+def _eval_metric(name: str | None) -> str:
+    """``eval/loss``, ``eval_loss`` and ``loss`` all mean the same; metrics.jsonl says ``loss``."""
+    return (name or "loss").removeprefix("eval/").removeprefix("eval_")
+
+
+def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
+    """TrainingArguments for a resolved config.
+
+    Trainer's own accumulation stays at 1: a planned step is one batch to it.
+    """
+    from transformers import TrainingArguments
+
+    names = {field.name for field in fields(TrainingArguments)}
+    for name in config.trainer_args:
+        if name not in names:
+            message = explain_unknown(name, names).partition(":")[2].strip()
+            raise UserError(f"trainer_args: unknown setting '{name}': {message}")
+    _check_choices(config)
+    metric = _eval_metric(config.metric_for_best_model)
+    checkpointing = (
+        "activation_checkpointing"
+        if "activation_checkpointing" in names
+        else "gradient_checkpointing"
+    )
+    settings: dict[str, Any] = {
+        "output_dir": output_dir,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": config.lr,
+        "warmup_steps": config.warmup_ratio,
+        "weight_decay": config.weight_decay,
+        "lr_scheduler_type": config.scheduler,
+        "optim": config.optimizer,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.mixed_precision == "bf16",
+        "fp16": config.mixed_precision == "fp16",
+        checkpointing: config.gradient_checkpointing,
+        f"{checkpointing}_kwargs": {"use_reentrant": False},
+        "eval_strategy": config.eval_strategy or "no",
+        "eval_steps": config.eval_steps,
+        "save_strategy": config.save_strategy or "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": config.save_total_limit,
+        "load_best_model_at_end": config.keeps_best,
+        "metric_for_best_model": metric,
+        "greater_is_better": not any(word in metric for word in FALLING),
+        "logging_steps": config.logging_steps or 10,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "report_to": reporters(config),
+        "remove_unused_columns": False,
+        **config.trainer_args,
+    }
+    return TrainingArguments(**settings)
+
+
+def _check_choices(config: ORPOConfig) -> None:
+    """Schedules and optimizers are transformers' own; name the choices when one is not."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for name, value, kinds in (
+        ("scheduler", config.scheduler, SchedulerType),
+        ("optimizer", config.optimizer, OptimizerNames),
+    ):
+        choices = [kind.value for kind in kinds]
+        if value not in choices:
+            raise UserError(f"{name} '{value}': is not one of {', '.join(choices)}")
+
+
+def reporters(config: ORPOConfig) -> list[str]:
+    """The loggers of ``log`` that transformers brings; TensorBoard is set up by the run itself."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    wanted = [name.strip() for name in config.log.split(",") if name.strip()]
+    available = get_available_reporting_integrations()
+    for name in wanted:
+        if name not in ("none", "tensorboard", *available):
+            raise UserError(
+                f"log '{name}': not installed or unknown; here are none, tensorboard"
+                + "".join(f", {other}" for other in available if other != "tensorboard")
+            )
+    return [name for name in wanted if name not in ("none", "tensorboard")]
+
+
+def default_logging_steps(total_steps: int) -> int:
+    """About 50 log lines a run, at most 10 steps apart."""
+    return max(1, min(10, total_steps // 50))

@@ -1,0 +1,117 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard, and a line a person can read."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+
+def named_log(logs: dict[str, Any]) -> dict[str, float]:
+    """A log entry as metrics.jsonl has it: numbers only, evaluations as ``eval/…``."""
+    return {
+        ("eval/" + key.removeprefix("eval_") if key.startswith("eval_") else key): value
+        for key, value in logs.items()
+        if isinstance(value, (int, float))
+    }
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON object per logged step to ``metrics.jsonl``."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On resume, drop what was logged after the checkpoint: those steps are run again."""
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        lines = "".join(json.dumps(line) + "\n" for line in kept if state.global_step)
+        self.path.write_text(lines, encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        entry = {"step": state.global_step, "epoch": state.epoch, **named_log(logs)}
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def tensorboard(folder: Path) -> TensorBoardCallback:
+    """TensorBoard events under ``folder``; the writer opens when the first value comes."""
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
+
+
+class ProgressLine(ProgressCallback):
+    """Trainer's progress bars with one short line per log; lines alone where no one watches."""
+
+    SHORT = (
+        ("loss", "loss/orpo", ".4f"),
+        ("sft", "loss/sft", ".4f"),
+        ("odds", "loss/odds_ratio", ".4f"),
+        ("accuracy", "rewards/accuracies", ".3f"),
+        ("margin", "logps/margins", "+.3f"),
+        ("grad", "grad_norm", ".2f"),
+        ("lr", "learning_rate", ".1e"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars = sys.stderr.isatty()
+        self._began, self._first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first = time.monotonic(), state.global_step
+        if self.bars:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bars:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bars:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bars:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        prefix = "eval_" if "eval_loss" in logs else ""
+        shown = [
+            f"{label} {logs[prefix + name]:{form}}"
+            for label, name, form in self.SHORT
+            if isinstance(logs.get(prefix + name), (int, float))
+        ]
+        if not shown or not state.is_world_process_zero:
+            return
+        line = f"{'eval ' if prefix else 'train'} {state.global_step}/{state.max_steps}  "
+        line += "  ".join(shown)
+        if self.training_bar is not None:
+            self.training_bar.write(line, file=sys.stderr)
+        else:
+            steps = state.global_step - self._first if self._began else 0
+            rate = f"  {(time.monotonic() - self._began) / steps:.2f} s/step" if steps else ""
+            print(line + rate * (not prefix), file=sys.stderr)

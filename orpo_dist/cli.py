@@ -1,0 +1,203 @@
+"""The command line. Only argparse is imported until a command is known to run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.types import UserError
+
+DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
+COMMANDS = {
+    "train": "train a model on a file of preferences",
+    "evaluate": "preference accuracy, perplexity and margins of a model",
+    "generate": "let a model answer prompts",
+    "report": "write report.html of a run folder again",
+}
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="orpo-dist",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="'orpo-dist COMMAND --help' lists the settings of a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == wanted:  # the flags of train come from the config: build only what is used
+            _FLAGS[name](command)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("orpo_dist").setLevel(logging.INFO)
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+        if options.command is None:
+            parser.print_help()
+            return EXIT_USER_ERROR
+        _refuse_unknown(unknown)
+        return _RUN[options.command](options)
+    except UserError as error:
+        print(f"orpo-dist: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("orpo-dist: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _refuse_unknown(unknown: list[str]) -> None:
+    if not unknown:
+        return
+    from orpo_dist.config import ORPOConfig
+    from orpo_dist.config.names import explain_unknown
+
+    word = unknown[0].partition("=")[0]
+    if not word.startswith("--"):
+        raise UserError(f"unexpected argument '{word}'")
+    message = explain_unknown(word.lstrip("-").replace("-", "_"), ORPOConfig.model_fields)
+    raise UserError(message.replace("unknown setting '", "unknown flag '--"))
+
+
+# --- flags
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.config.flags import add_config_flags
+
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings; flags win over it")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+    add_config_flags(parser)
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.config.flags import add_config_flags
+
+    parser.add_argument("model", help="a run folder, a model folder or a hub id")
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    add_config_flags(
+        parser, groups=("data",), also=("batch_size", "mixed_precision", "trust_remote_code")
+    )
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run folder, a model folder or a hub id")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts-file", metavar="FILE", help="a text file, one prompt a line")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=42)
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder")
+
+
+# --- commands
+
+
+def _train(options: argparse.Namespace) -> int:
+    from orpo_dist.config import dump_config, load_config
+    from orpo_dist.config.flags import config_values
+
+    config = load_config(options.config, config_values(options))
+    if options.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    from orpo_dist.run import Interrupted, train
+
+    try:
+        handle = train(config)
+    except Interrupted as stop:
+        print(f"orpo-dist: {stop}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(handle.path)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from orpo_dist.config.flags import config_values
+
+    values = config_values(options)
+    from orpo_dist.evaluation import evaluate_model, format_evaluation
+    from orpo_dist.handle import run_config
+
+    from_run = run_config(options.model)
+    # data_path of the command replaces the run's, and with it what belonged to that
+    config = from_run.replace(**{"data_weights": None, "valid_split": None, **values})
+    result = evaluate_model(options.model, values.get("data_path", []), config)
+    _say_data(result["data"])
+    print(format_evaluation(result))
+    if options.json:
+        try:
+            Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"json {options.json}: cannot be written ({error.strerror})") from error
+    return 0
+
+
+def _say_data(report: dict[str, Any]) -> None:
+    from orpo_dist.data.report import skip_sentence, truncation_sentences
+
+    logger = logging.getLogger("orpo_dist")
+    if sentence := skip_sentence(report):
+        logger.warning(sentence)
+    for _, sentence in truncation_sentences(report):
+        logger.warning(sentence)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    prompts = list(options.prompt)
+    if options.prompts_file:
+        try:
+            lines = Path(options.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompts-file {options.prompts_file}: cannot be read ({error})") from error
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")
+    from orpo_dist.handle import load
+    from orpo_dist.model import quieten_libraries
+
+    quieten_libraries()
+    sampling: dict[str, Any] = {}
+    if options.temperature > 0:
+        from transformers import set_seed
+
+        set_seed(options.seed)
+        sampling = {
+            "do_sample": True,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+        }
+    handle = load(options.model)
+    for prompt in prompts:
+        if len(prompts) > 1:
+            print(f"\n> {prompt}")
+        print(handle.generate(prompt, max_new_tokens=options.max_new_tokens, **sampling))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orpo_dist.report import write_report
+
+    print(write_report(Path(options.run)))
+    return 0
+
+
+_FLAGS = {
+    "train": _train_flags,
+    "evaluate": _evaluate_flags,
+    "generate": _generate_flags,
+    "report": _report_flags,
+}
+_RUN = {"train": _train, "evaluate": _evaluate, "generate": _generate, "report": _report}

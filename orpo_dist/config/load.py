@@ -1,0 +1,69 @@
+"""Configs from YAML files and flag values, and back to YAML; every mistake becomes one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from orpo_dist.config.schema import ORPOConfig
+from orpo_dist.types import UserError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file; ``UserError`` if it is missing, broken or not a mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: is not a UTF-8 text file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "broken"
+        raise UserError(f"config {path}{where}: is not YAML ({problem})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"config {path}: must be a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def build_config(values: Mapping[str, Any], where: str = "") -> ORPOConfig:
+    """An ``ORPOConfig`` from plain values; ``UserError`` instead of pydantic's report.
+
+    where: named at the start of the sentence, e.g. the file the values came from.
+    """
+    try:
+        return ORPOConfig(**values)
+    except ValidationError as error:
+        sentences = [_sentence(problem) for problem in error.errors()]
+        raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    got = "" if "got " in message else f" (got {problem['input']!r})"
+    return f"{name}: {message[0].lower()}{message[1:]}{got}"
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> ORPOConfig:
+    """defaults < the YAML file at ``path`` < ``overrides``."""
+    values = read_yaml(path) if path is not None else {}
+    if path is not None:
+        build_config(values, where=f"config {path}")  # names the file when the file is at fault
+    return build_config({**values, **(overrides or {})})
+
+
+def dump_config(config: ORPOConfig) -> str:
+    """The config as YAML that ``load_config`` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

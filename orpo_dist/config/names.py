@@ -1,0 +1,77 @@
+"""What other tools call our settings, so that a wrong name is answered with the right one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# Spellings of TRL, transformers, AutoTrain, Axolotl and LLaMA-Factory -> ours. A value may say more
+# than a name where the setting works differently here.
+ALIASES = {
+    "alpha": "orpo_alpha",
+    "beta": "orpo_alpha",
+    "lambda": "orpo_alpha",
+    "rl_beta": "orpo_alpha",
+    "pref_beta": "orpo_alpha",
+    "dpo_beta": "orpo_alpha",
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "lr_scheduler": "scheduler",
+    "lr_scheduler_type": "scheduler",
+    "optim": "optimizer",
+    "warmup_steps": "warmup_ratio",
+    "clip_grad": "max_grad_norm",
+    "max_length": "max_seq_length",
+    "block_size": "max_seq_length",
+    "model_max_length": "max_seq_length",
+    "sequence_len": "max_seq_length",
+    "cutoff_len": "max_seq_length",
+    "max_answer_length": "max_completion_length",
+    "max_target_length": "max_completion_length",
+    "model_name_or_path": "model",
+    "model_name": "model",
+    "base_model": "model",
+    "output_dir": "project_name",
+    "dataset": "data_path",
+    "dataset_name": "data_path",
+    "train_file": "data_path",
+    "eval_dataset": "valid_data_path",
+    "valid_path": "valid_data_path",
+    "prompt_column": "prompt_text_column",
+    "chosen_text_column": "text_column",
+    "chosen_column": "text_column",
+    "rejected_column": "rejected_text_column",
+    "bf16": "mixed_precision (bf16)",
+    "fp16": "mixed_precision (fp16)",
+    "use_peft": "peft",
+    "lora_target_modules": "target_modules",
+    "lora_target": "target_modules",
+    "use_lora": "peft",
+    "load_in_4bit": "quantization (int4)",
+    "load_in_8bit": "quantization (int8)",
+    "report_to": "log",
+    "activation_checkpointing": "gradient_checkpointing",
+    "disable_gradient_checkpointing": "gradient_checkpointing",
+    "evaluation_strategy": "eval_strategy",
+    "resume": "resume_from_checkpoint",
+    "early_stopping": "early_stopping_patience",
+}
+
+
+def explain_unknown(name: str, known: Iterable[str]) -> str:
+    """One sentence on a name that is not a setting, with the right one where it can be guessed."""
+    if name in ALIASES:
+        return f"unknown setting '{name}': here it is called {ALIASES[name]}"
+    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.7)
+    if close:
+        return f"unknown setting '{name}': did you mean {close[0]}?"
+    return (
+        f"unknown setting '{name}': see 'orpo-dist train --help' for the names; anything else that "
+        "transformers' TrainingArguments takes goes under trainer_args"
+    )

@@ -1,0 +1,217 @@
+"""Every parameter of a run, once: its name, default, check and help text.
+
+Flags, YAML keys, Python keywords and the documentation all come from this class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from orpo_dist.config.names import ALIASES, explain_unknown
+
+Strategy = Literal["no", "steps", "epoch"]
+
+# Settings of TrainingArguments that this toolkit owns: setting them twice would be a contradiction.
+OWNED_TRAINER_ARGS = {
+    "seed": "seed",
+    "max_steps": "max_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "logging_steps": "logging_steps",
+    "eval_strategy": "eval_strategy",
+    "eval_steps": "eval_steps",
+    "save_strategy": "save_strategy",
+    "save_steps": "save_steps",
+    "save_total_limit": "save_total_limit",
+    "load_best_model_at_end": "load_best_model_at_end",
+    "metric_for_best_model": "metric_for_best_model",
+    "greater_is_better": "metric_for_best_model",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "remove_unused_columns": "nothing (it must stay off)",
+}
+
+
+def setting(group: str, default: Any, description: str, **checks: Any) -> Any:
+    """A config field with its help text and the heading it stands under in ``--help``."""
+    return Field(
+        default, description=description, json_schema_extra={"group": group}, **checks
+    )
+
+
+class ORPOConfig(BaseModel):
+    """All settings of one ORPO run. Immutable; unknown names and bad values raise ``ValueError``."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
+
+    # fmt: off
+    # --- what is trained, on what, into which folder
+    model: str | None = setting("run", None, "base model: a folder or a hub id")
+    model_revision: str | None = setting("run", None, "branch, tag or commit of a hub model")
+    trainer: Literal["orpo"] = setting("run", "orpo", "training method")
+    project_name: str = setting("run", "orpo-run", "run folder: a name or a path", min_length=1)
+    overwrite: bool = setting("run", False, "replace a run that is already in the run folder")
+    resume_from_checkpoint: str = setting("run", "never", "auto (newest complete checkpoint of the run folder, or a fresh start) | a checkpoint folder | never")
+    seed: int = setting("run", 42, "seed of data order and adapter initialisation", ge=0)
+    trust_remote_code: bool = setting("run", False, "run Python code that ships with a hub model")
+
+    # --- data
+    data_path: list[str] = setting("data", [], "training data: files (JSON, JSONL, CSV, Parquet), folders or hub ids; several are mixed")
+    valid_data_path: list[str] = setting("data", [], "evaluation data, same forms")
+    data_weights: list[float] | None = setting("data", None, "one number per source of data_path: how often its rows appear in an epoch (0.5: a random half)")
+    train_split: str = setting("data", "train", "split of hub ids and datasets folders to train on")
+    valid_split: str | None = setting("data", None, "split of data_path to evaluate on, where valid_data_path is not given")
+    prompt_text_column: str = setting("data", "prompt", "column of the prompt")
+    text_column: str = setting("data", "chosen", "column of the preferred answer")
+    rejected_text_column: str = setting("data", "rejected", "column of the answer to avoid")
+    category_column: str = setting("data", "category", "column that groups pairs in evaluations, where there is one")
+    strict_data: bool = setting("data", False, "fail on the first unusable row instead of skipping and counting")
+    chat_template: str | None = setting("data", None, "a Jinja file or text to use as chat template; 'none' leaves plain strings as they are; default: the tokenizer's own")
+    max_prompt_length: int | None = setting("data", 128, "longest prompt in tokens, cut on the left", ge=1)
+    max_completion_length: int | None = setting("data", None, "longest answer in tokens, each on its own, cut on the right", ge=2)
+    max_seq_length: int | None = setting("data", None, "longest prompt + answer in tokens; default: the model's context", ge=4)
+    overlong: Literal["truncate", "skip"] = setting("data", "truncate", "what to do with pairs over these lengths")
+
+    # --- objective
+    orpo_alpha: float = setting("objective", 1.0, "weight of the odds-ratio term (the paper's lambda, TRL's beta)", ge=0)
+    loss_form: Literal["additive", "convex"] = setting("objective", "additive", "additive: L_SFT + alpha L_OR; convex: (1 - alpha) L_SFT + alpha L_OR")
+    nll_scope: Literal["completion", "prompt_and_completion"] = setting("objective", "completion", "tokens of L_SFT: the chosen answer, or prompt and answer as in the paper's code and TRL")
+
+    # --- optimisation
+    epochs: float = setting("optimisation", 3, "passes over the data", gt=0)
+    max_steps: int | None = setting("optimisation", None, "stop after this many optimizer steps; overrides epochs", ge=1)
+    batch_size: int = setting("optimisation", 4, "pairs per device and micro-batch", ge=1)
+    gradient_accumulation: int = setting("optimisation", 4, "micro-batches per optimizer step", ge=1)
+    lr: float = setting("optimisation", 5e-5, "peak learning rate", gt=0)
+    warmup_ratio: float = setting("optimisation", 0.1, "share of the steps that warm up", ge=0, lt=1)
+    weight_decay: float = setting("optimisation", 0.01, "decoupled weight decay", ge=0)
+    scheduler: str = setting("optimisation", "cosine", "learning-rate schedule, as transformers names it")
+    optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it")
+    max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
+
+    # --- memory and precision
+    mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
+    gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
+    quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
+
+    # --- adapters
+    peft: bool = setting("adapter", False, "train a LoRA adapter instead of all weights")
+    lora_r: int = setting("adapter", 16, "LoRA rank", ge=1)
+    lora_alpha: int = setting("adapter", 32, "LoRA scale (update = alpha / r)", ge=1)
+    lora_dropout: float = setting("adapter", 0.0, "dropout on the adapter's input", ge=0, lt=1)
+    target_modules: str = setting("adapter", "all-linear", "all-linear, or a comma list of module names")
+    use_dora: bool = setting("adapter", False, "DoRA: decompose weights into magnitude and direction")
+    merge_adapter: bool = setting("adapter", False, "merge the adapter into the base model at the end")
+
+    # --- evaluation, checkpoints, logs
+    eval_strategy: Strategy | None = setting("schedule", None, "when to evaluate; default: epoch if there is evaluation data")
+    eval_steps: int | None = setting("schedule", None, "steps between evaluations, with eval_strategy steps", ge=1)
+    save_strategy: Strategy | None = setting("schedule", None, "when to save a checkpoint; default: as eval_strategy where the best model is kept, else epoch")
+    save_steps: int | None = setting("schedule", None, "steps between checkpoints, with save_strategy steps", ge=1)
+    save_total_limit: int | None = setting("schedule", 2, "checkpoints to keep (the best one is always kept)", ge=1)
+    logging_steps: int | None = setting("schedule", None, "steps between log lines; default: about 50 a run, at most 10 steps apart", ge=1)
+    early_stopping_patience: int | None = setting("schedule", None, "stop after this many evaluations without improvement", ge=1)
+    early_stopping_threshold: float = setting("schedule", 0.0, "smaller improvements do not count", ge=0)
+    metric_for_best_model: str | None = setting("schedule", None, "evaluation metric that picks the best model; default: loss")
+    load_best_model_at_end: bool | None = setting("schedule", None, "finish with the best model instead of the last; default: with early stopping")
+    log: str = setting("schedule", "tensorboard", "tensorboard | none | wandb | mlflow | ... or a comma list")
+    trainer_args: dict[str, Any] = setting("schedule", {}, "anything else for transformers' TrainingArguments, as a mapping")
+    # fmt: on
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names_only(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in values:
+                if name not in cls.model_fields:
+                    raise ValueError(explain_unknown(str(name), cls.model_fields))
+        return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_silent_coercion(cls, value: Any, info: Any) -> Any:
+        """YAML reads ``no`` as False and pydantic reads True as 1: neither may slip through."""
+        accepted = leaves(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and bool not in accepted and dict not in accepted:
+            if value is False and accepted & {"no", "none"}:
+                return "no" if "no" in accepted else "none"
+            raise ValueError(f"expected a value, got {str(value).lower()}")
+        if info.field_name in ("data_path", "valid_data_path"):
+            return [value] if isinstance(value, str) else value or []
+        return value
+
+    @field_validator("trainer_args")
+    @classmethod
+    def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            ours = ALIASES.get(name) or OWNED_TRAINER_ARGS.get(name)
+            if ours:
+                raise ValueError(f"'{name}' is set by {ours}, not under trainer_args")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ORPOConfig:
+        for complaint in _contradictions(self):
+            raise ValueError(complaint)
+        return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the best model instead of the last."""
+        if self.load_best_model_at_end is None:
+            return self.early_stopping_patience is not None
+        return self.load_best_model_at_end
+
+    @property
+    def pairs_per_rank_step(self) -> int:
+        """Pairs that one process contributes to an optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
+    def replace(self, **changes: Any) -> ORPOConfig:
+        """A copy with ``changes``, checked like a new config."""
+        return ORPOConfig(**{**self.model_dump(), **changes})
+
+
+def _contradictions(config: ORPOConfig) -> list[str]:
+    """Sentences on settings that cannot hold together (empty when all is well)."""
+    found = []
+    if config.loss_form == "convex" and config.orpo_alpha > 1:
+        found.append(
+            f"orpo_alpha is {config.orpo_alpha:g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
+        )
+    if config.quantization and not config.peft:
+        found.append(
+            f"quantization {config.quantization} freezes the base model: add peft (--peft)"
+        )
+    if config.use_dora and not config.peft:
+        found.append("use_dora needs peft (--peft)")
+    if config.merge_adapter and not config.peft:
+        found.append("merge_adapter needs peft (--peft)")
+    if config.max_seq_length and (config.max_prompt_length or 0) > config.max_seq_length - 2:
+        found.append(
+            f"max_prompt_length {config.max_prompt_length} leaves no room for an answer within "
+            f"max_seq_length {config.max_seq_length}"
+        )
+    if config.data_weights is not None and len(config.data_weights) != len(config.data_path):
+        found.append(
+            f"data_weights has {len(config.data_weights)} numbers for "
+            f"{len(config.data_path)} sources in data_path"
+        )
+    if config.data_weights is not None and min(config.data_weights, default=1) <= 0:
+        found.append("data_weights must all be above 0")
+    if config.eval_strategy == "steps" and config.eval_steps is None:
+        found.append("eval_strategy steps needs eval_steps")
+    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
+        found.append("save_strategy steps needs save_steps")
+    return found
+
+
+def leaves(annotation: Any) -> set[Any]:
+    """The types and literal values that an annotation is made of: ``Literal["a"] | None -> {"a", NoneType}``."""
+    parts = get_args(annotation)
+    if not parts:
+        return {annotation}
+    return set().union(*(leaves(part) for part in parts), {get_origin(annotation)})

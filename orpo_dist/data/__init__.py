@@ -1,0 +1,9 @@
+"""Data in: files or hub -> rows -> chat template -> token ids -> truncated pairs, all counted."""
+
+from orpo_dist.data.encode import Encoder, Limits
+from orpo_dist.data.pairs import PairDataset
+from orpo_dist.data.prepare import build, cache_root, prepare
+from orpo_dist.data.rows import Columns
+from orpo_dist.data.sources import Source
+
+__all__ = ["Columns", "Encoder", "Limits", "PairDataset", "Source", "build", "cache_root", "prepare"]

@@ -1,0 +1,65 @@
+"""``PairDataset``: tokenised pairs as flat arrays, kept in memory or mapped from a cache folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orpo_dist.types import Pair
+
+
+class PairDataset:
+    """N tokenised pairs.
+
+    tokens: (T,) int32, the prompts, chosen and rejected answers one after another.
+    lengths: (N, 3) int32, tokens in prompt, chosen and rejected of each pair.
+    category_ids: (N,) int32 into ``categories``. source_ids: (N,) int32, position in ``data_path``.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        category_ids: np.ndarray,
+        source_ids: np.ndarray,
+        report: dict[str, Any],
+    ):
+        self.tokens, self.lengths = tokens, lengths
+        self.category_ids, self.source_ids = category_ids, source_ids
+        self.report = report
+        self.categories: list[str] = report["category_names"]
+        self._starts = np.concatenate([[0], lengths.sum(1, dtype=np.int64).cumsum()])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Pair:
+        prompt, chosen, rejected = self.lengths[index]
+        start = self._starts[index]
+        row = self.tokens[start : start + prompt + chosen + rejected].tolist()
+        return Pair(
+            row[:prompt],
+            row[prompt : prompt + chosen],
+            row[prompt + chosen :],
+            self.categories[self.category_ids[index]],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays and the report to a new folder."""
+        folder.mkdir(parents=True)
+        for name in ("tokens", "lengths", "category_ids", "source_ids"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        (folder / "report.json").write_text(json.dumps(self.report), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> PairDataset:
+        """Map a saved dataset; the tokens stay on disk until they are read."""
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        arrays = [
+            np.load(folder / f"{name}.npy", mmap_mode="r" if name == "tokens" else None)
+            for name in ("tokens", "lengths", "category_ids", "source_ids")
+        ]
+        return cls(*arrays, report)

@@ -1,0 +1,111 @@
+"""What happened to the data on its way in: counts by reason, token lengths, what truncation cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from orpo_dist.data.encode import Encoded, Limits
+from orpo_dist.data.rows import REASONS
+
+FIRST_OFFENDERS = 5
+LOUD_SHARE = 0.25  # cutting more than a quarter of all prompts or answers is worth a warning
+
+
+class DataReport:
+    """Collects counts while rows stream by; ``finish`` gives the content of ``data_report.json``."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.sources: list[dict[str, Any]] = []
+        self.skipped: dict[str, dict[str, Any]] = {}
+        self.full_lengths: list[tuple[int, int, int]] = []
+        self.kept_tokens = 0
+
+    def start_source(self, path: str) -> None:
+        self.sources.append({"path": path, "rows": 0, "pairs": 0})
+
+    def skip(self, origin: str, reason: str) -> None:
+        entry = self.skipped.setdefault(
+            reason, {"count": 0, "meaning": REASONS[reason], "first": []}
+        )
+        entry["count"] += 1
+        if len(entry["first"]) < FIRST_OFFENDERS:
+            entry["first"].append(origin)
+
+    def keep(self, pair: Encoded) -> None:
+        self.sources[-1]["pairs"] += 1
+        self.full_lengths.append(pair.full_lengths)
+
+    def finish(self, lengths: np.ndarray, categories: dict[str, int]) -> dict[str, Any]:
+        """The report as plain JSON values. lengths: (N, 3) after truncation."""
+        full = np.asarray(self.full_lengths, dtype=np.int64).reshape(-1, 3)
+        cut = full > lengths
+        parts = ("prompt", "chosen", "rejected")
+        return {
+            "rows": sum(source["rows"] for source in self.sources),
+            "pairs": len(full),
+            "sources": self.sources,
+            "skipped": self.skipped,
+            "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
+            "tokens_kept": int(lengths.sum()),
+            "truncated": {
+                part: {"count": int(cut[:, i].sum()), "tokens": int((full - lengths)[:, i].sum())}
+                for i, part in enumerate(parts)
+            },
+            "limits": {
+                "max_prompt_length": self.limits.prompt,
+                "max_completion_length": self.limits.completion,
+                "max_seq_length": self.limits.sequence,
+            },
+            "categories": categories,
+            "category_names": list(categories),
+        }
+
+
+def _summary(lengths: np.ndarray) -> dict[str, int]:
+    median, p95 = np.percentile(lengths, [50, 95], method="higher")
+    return {
+        "median": int(median),
+        "p95": int(p95),
+        "max": int(lengths.max()),
+        "total": int(lengths.sum()),
+    }
+
+
+def skip_sentence(report: dict[str, Any]) -> str:
+    """The skipped rows in one line, or an empty string."""
+    if not report["skipped"]:
+        return ""
+    total = sum(entry["count"] for entry in report["skipped"].values())
+    reasons = "; ".join(
+        f"{entry['count']} × {entry['meaning']} (first: {entry['first'][0]})"
+        for entry in sorted(report["skipped"].values(), key=lambda entry: -entry["count"])
+    )
+    return f"skipped {total} of {report['rows']} rows: {reasons}"
+
+
+def truncation_sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:
+    """``(loud, sentence)`` for the prompts and the answers that were cut, if any were."""
+    said = []
+    pairs, cut, tokens = report["pairs"], report["truncated"], report["tokens"]
+    if cut["prompt"]["count"]:
+        share = cut["prompt"]["count"] / pairs
+        lost = cut["prompt"]["tokens"] / tokens["prompt"]["total"]
+        said.append((
+            share > LOUD_SHARE or lost > LOUD_SHARE,
+            f"{cut['prompt']['count']} of {pairs} prompts ({share:.0%}) are cut on the left, "
+            f"{lost:.0%} of all prompt tokens are dropped; --max-prompt-length "
+            f"{tokens['prompt']['p95']} would keep 95 % of the prompts whole",
+        ))
+    answers = cut["chosen"]["count"] + cut["rejected"]["count"]
+    if answers:
+        share = answers / (2 * pairs)
+        longest = max(tokens["chosen"]["p95"], tokens["rejected"]["p95"])
+        said.append((
+            share > LOUD_SHARE,
+            f"{answers} of {2 * pairs} answers ({share:.0%}) are cut on the right; 95 % of them "
+            f"have up to {longest} tokens (--max-completion-length, --max-seq-length)",
+        ))
+    return said  # fmt: skip

@@ -1,0 +1,130 @@
+"""How well a model tells chosen from rejected: accuracy, perplexity, margins, per category."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from orpo_dist.batching import Plan
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data import Encoder, PairDataset, prepare
+from orpo_dist.handle import TrainedModel, load
+from orpo_dist.objective import log_odds_ratio
+from orpo_dist.padding import pad_pairs, padded_scores
+from orpo_dist.trainer import columns_of, limits_of
+from orpo_dist.types import UserError
+
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, Z95**2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def score_dataset(
+    model: Any, pairs: PairDataset, batch_size: int = 4, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Score every pair once; arrays of shape (N,) in the order of ``pairs``.
+
+    chosen_logp, rejected_logp: mean log-prob per answer token. nll_sum: of the chosen answer.
+    """
+    plan = Plan(pairs.lengths, pairs.lengths[:, 1], batch_size, batch_size)
+    names = ("chosen_logp", "rejected_logp", "nll_sum")
+    scores = {name: np.zeros(len(pairs)) for name in names}
+    model.eval()
+    bar = tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=None if progress else True)
+    with torch.no_grad(), bar:
+        for step in plan.in_order():
+            indices = list(step.micro_batches[0])
+            batch = pad_pairs([pairs[index] for index in indices]).to(model.device)
+            found = padded_scores(model, batch)
+            for name in names:
+                scores[name][indices] = getattr(found, name).double().cpu().numpy()
+            bar.update(len(indices))
+    return scores
+
+
+def summarise(scores: dict[str, np.ndarray], nll_tokens: np.ndarray) -> dict[str, float | int]:
+    """Accuracy with its interval, perplexity of the chosen answers, mean margin and log-odds."""
+    chosen, rejected = scores["chosen_logp"], scores["rejected_logp"]
+    correct = int((chosen > rejected).sum())
+    low, high = wilson_interval(correct, len(chosen))
+    log_odds = log_odds_ratio(torch.from_numpy(chosen), torch.from_numpy(rejected))
+    return {
+        "pairs": len(chosen),
+        "preference_accuracy": correct / len(chosen),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "perplexity": math.exp(min(700.0, scores["nll_sum"].sum() / nll_tokens.sum())),
+        "mean_margin": float((chosen - rejected).mean()),
+        "mean_log_odds": float(log_odds.mean()),
+    }
+
+
+def evaluate_model(
+    model: TrainedModel | str | Path,
+    data_path: str | Sequence[str],
+    config: ORPOConfig | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Preference evaluation of a model on a file of pairs.
+
+    model: a handle, a run folder or any model. config: data settings (columns, lengths, batch
+    size); default: those of the run, so that training and evaluation cut alike.
+    Returns ``preference_accuracy`` with ``accuracy_low``/``accuracy_high`` (95 % Wilson),
+    ``perplexity``, ``mean_margin`` (nats per token), ``mean_log_odds``, ``pairs``, and the same
+    per category under ``categories``; ``data`` is the data report. Raises ``UserError``.
+    """
+    handle = model if isinstance(model, TrainedModel) else load(model, config)
+    config = config or handle.config
+    pairs = load_pairs(handle, data_path, config, progress)
+    scores = score_dataset(handle.model, pairs, config.batch_size, progress)
+    nll_tokens = pairs.lengths[:, 1]
+    result: dict[str, Any] = summarise(scores, nll_tokens)
+    result["categories"] = {}
+    for number, name in enumerate(pairs.categories):
+        mine = pairs.category_ids == number
+        if name:
+            part = {key: values[mine] for key, values in scores.items()}
+            result["categories"][name] = summarise(part, nll_tokens[mine])
+    result["data"] = {key: pairs.report[key] for key in ("rows", "pairs", "skipped", "truncated")}
+    return result
+
+
+def load_pairs(
+    handle: TrainedModel, data_path: str | Sequence[str], config: ORPOConfig, progress: bool
+) -> PairDataset:
+    """The evaluation pairs, tokenised for the handle's model."""
+    paths = [data_path] if isinstance(data_path, str) else list(data_path)
+    if not paths:
+        raise UserError("data_path is missing: pass --data-path FILE")
+    limits = limits_of(config, handle.model.config)
+    encoder = Encoder(handle.tokenizer, config.chat_template, limits)
+    split = config.valid_split or config.train_split
+    return prepare(paths, encoder, columns_of(config), split, config.strict_data, progress)
+
+
+def format_evaluation(result: dict[str, Any]) -> str:
+    """The result as a table for the terminal."""
+    header = f"{'':<20}{'pairs':>7}{'accuracy':>10}{'95 % interval':>18}{'perplexity':>12}{'margin':>9}"
+    rows = [header]
+    parts = {"all": result, **result["categories"]}
+    for name, part in parts.items():
+        interval = f"{part['accuracy_low']:.3f} – {part['accuracy_high']:.3f}"
+        rows.append(
+            f"{name[:19]:<20}{part['pairs']:>7}{part['preference_accuracy']:>10.3f}"
+            f"{interval:>18}{part['perplexity']:>12.2f}{part['mean_margin']:>+9.3f}"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,107 @@
+"""The run folder: what lies where, and the rules for starting over or going on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.config import ORPOConfig, dump_config
+from orpo_dist.types import UserError
+
+# What a run leaves behind; nothing else in the folder is ever touched.
+ARTEFACTS = (
+    "checkpoint-*", "tensorboard", "config.yaml", "metrics.jsonl", "run.json", "data_report.json",
+    "report.html", "README.md", "config.json", "generation_config.json", "adapter_config.json",
+    "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
+    "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",
+)  # fmt: skip
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.run = self.path / "run.json"
+        self.data_report = self.path / "data_report.json"
+        self.report = self.path / "report.html"
+
+    def open(self, config: ORPOConfig) -> Path | None:
+        """Make the folder ready and return the checkpoint to go on from, if any.
+
+        Raises ``UserError`` where a run is already there and the config does not say what to do.
+        """
+        checkpoint = self._checkpoint(config.resume_from_checkpoint)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"project_name {self.path}: cannot be created ({error})") from error
+        if checkpoint is None and self.run.exists():
+            if config.overwrite:
+                self._clear()
+            elif config.resume_from_checkpoint == "never" or self._weights():
+                raise UserError(
+                    f"project_name {self.path}: already holds a run; choose another name, go on "
+                    "with --resume-from-checkpoint auto, or replace it with --overwrite"
+                )
+        return checkpoint
+
+    def _checkpoint(self, wanted: str) -> Path | None:
+        if wanted == "never":
+            return None
+        if wanted == "auto":
+            return newest_checkpoint(self.path)
+        path = Path(wanted).expanduser()
+        if not is_complete(path):
+            raise UserError(f"resume_from_checkpoint {wanted}: is not a complete checkpoint folder")
+        return path
+
+    def _weights(self) -> bool:
+        return any(self.path.glob("*.safetensors"))
+
+    def _clear(self) -> None:
+        for pattern in ARTEFACTS:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def write_config(self, config: ORPOConfig) -> None:
+        """The resolved config; ``orpo-dist train --config`` reads it back."""
+        self.config.write_text(dump_config(config), encoding="utf-8")
+
+    def update_run(self, **entries: Any) -> None:
+        """Set entries of run.json, replacing the file as a whole."""
+        write_json(self.run, {**read_json(self.run), **entries})
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step, or None."""
+    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: trainer_state.json comes last."""
+    return checkpoint.name.rpartition("-")[2].isdigit() and "global_step" in read_json(
+        checkpoint / "trainer_state.json"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that readers see the old file or the new one, never half."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,99 @@
+"""``TrainedModel``: a finished run (or any causal language model) ready to answer and to score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from orpo_dist.config import ORPOConfig, load_config
+from orpo_dist.data import Encoder, Limits
+from orpo_dist.data.rows import Message
+from orpo_dist.folder import RunFolder, read_json
+from orpo_dist.model import load_tokenizer, load_trained
+from orpo_dist.padding import pad_pairs, padded_scores
+from orpo_dist.types import Pair, UserError
+
+Prompt = str | list[Message]
+
+
+@dataclass
+class TrainedModel:
+    """model and tokenizer of transformers, the run's final metrics, and its folder."""
+
+    model: Any
+    tokenizer: Any
+    config: ORPOConfig
+    path: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.tokenizer, self.config.chat_template, Limits())
+
+    @torch.no_grad()
+    def score(self, prompt: Prompt, completion: str) -> float:
+        """Mean log-probability per token (nats) of ``completion`` and its end, given ``prompt``."""
+        ids, answer = self.encoder.encode_answer(prompt, completion)
+        if len(answer) < 2:
+            raise UserError("completion: is empty")
+        self.model.eval()
+        batch = pad_pairs([Pair(ids, answer, answer)]).to(self.model.device)
+        return padded_scores(self.model, batch).chosen_logp.item()
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[Prompt], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
+
+    @torch.no_grad()
+    def generate(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Any:
+        """Answer one prompt (text or messages) or a list of prompts, greedily by default.
+
+        options: any of transformers' generation parameters, e.g. ``do_sample=True, top_p=0.9``.
+        """
+        single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], dict))
+        prompts = [prompt] if single else prompt
+        rows = [self.encoder.prompt_ids(one) for one in prompts]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        device = self.model.device
+        stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
+        self.model.eval()
+        output = self.model.generate(
+            input_ids=torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device),
+            attention_mask=torch.tensor(
+                [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device
+            ),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=sorted(stops),
+            **{"do_sample": False, "use_cache": True, **options},
+        )
+        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return texts[0] if single else texts
+
+    def pipeline(self, **options: Any) -> Any:
+        """transformers' text-generation pipeline over this model."""
+        from transformers import pipeline
+
+        return pipeline("text-generation", model=self.model, tokenizer=self.tokenizer, **options)
+
+
+def run_config(path: str | Path) -> ORPOConfig:
+    """The config of a run folder; defaults for any other model."""
+    config = RunFolder(path).config
+    return load_config(config) if config.exists() else ORPOConfig()
+
+
+def load(path: str | Path, config: ORPOConfig | None = None) -> TrainedModel:
+    """Open a run folder, a checkpoint, a model folder or a hub id for use.
+
+    Raises ``UserError`` if there is no model. config: settings to use instead of the run's own.
+    """
+    config = config or run_config(path)
+    tokenizer = load_tokenizer(str(path), config)
+    model = load_trained(path, config)
+    metrics = read_json(RunFolder(path).run).get("metrics", {})
+    return TrainedModel(model, tokenizer, config, Path(path), metrics)

@@ -1,0 +1,221 @@
+"""The policy: tokenizer, weights, quantisation and adapters, ready to train or to answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
+
+
+def resolve_precision(config: ORPOConfig) -> str:
+    """``mixed_precision`` with the default filled in for this machine."""
+    if config.mixed_precision is not None:
+        return config.mixed_precision
+    if not torch.cuda.is_available():
+        return "none"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def locate(model: str) -> str:
+    """The absolute path of a local model, so that saved adapters find their base; hub ids as is."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"model {model}: the folder holds no config.json")
+        return str(path.resolve())
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"model {model}: no such folder")
+    return model
+
+
+def load_tokenizer(model: str, config: ORPOConfig) -> Any:
+    """The model's tokenizer, with a padding token (the end token, if it has none of its own)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate(model),
+            revision=config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loadable("tokenizer of model", model, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masks go by position, so sharing is harmless
+    return tokenizer
+
+
+def load_policy(config: ORPOConfig) -> Any:
+    """The model to train: base weights, frozen and wrapped in an adapter where ``peft`` is on.
+
+    Full training keeps fp32 weights (autocast computes in ``mixed_precision``); a frozen base is
+    held in the compute precision itself.
+    """
+    assert config.model is not None
+    precision = resolve_precision(config)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
+    model = load_weights(
+        config.model,
+        config,
+        dtype=half if config.peft else torch.float32,
+        quantization=_quantization_config(config, half),
+    )
+    return add_adapter(model, lora_config(config)) if config.peft else model
+
+
+def load_weights(
+    model: str, config: ORPOConfig, dtype: torch.dtype, quantization: Any = None
+) -> Any:
+    """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one."""
+    from transformers import AutoModelForCausalLM
+
+    placement = {"device_map": {"": _local_device()}} if quantization is not None else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            locate(model),
+            revision=config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=dtype,
+            quantization_config=quantization,
+            **placement,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loadable("model", model, error) from error
+
+
+def _not_loadable(what: str, model: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{what} {model}: cannot be loaded ({reason})")
+
+
+def _local_device() -> str | int:
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+
+
+def _quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
+    if config.quantization is None:
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"quantization {config.quantization} needs bitsandbytes: pip install 'orpo_dist[quant]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Dropout off in the base model: both answers must meet the same network.
+
+    The dropout of an adapter is a setting of its own (``lora_dropout``) and stays.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):  # kept as plain numbers by many attentions
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def lora_config(config: ORPOConfig) -> Any:
+    """The PEFT configuration that the adapter settings describe."""
+    from peft import LoraConfig
+
+    targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        use_dora=config.use_dora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(model: Any, peft_config: Any) -> Any:
+    """Wrap a model in a fresh adapter; only the adapter will train."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        if "not found in the base model" not in str(error):
+            raise
+        names = sorted({
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        })  # fmt: skip
+        raise UserError(
+            f"target_modules {peft_config.target_modules}: not in this model; its linear layers "
+            f"are {', '.join(names)}"
+        ) from error
+
+
+def merge_adapter(model: Any, config: ORPOConfig) -> Any:
+    """The plain model with the adapter added to its weights.
+
+    A quantised base is loaded again in full, so that the merged weights are not rounded.
+    """
+    if config.quantization is None:
+        return model.merge_and_unload()
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    assert config.model is not None
+    adapter = get_peft_model_state_dict(model)
+    whole = PeftModel(load_weights(config.model, config, torch.float32), lora_config(config))
+    set_peft_model_state_dict(whole, adapter)
+    return whole.merge_and_unload()
+
+
+def load_trained(path: str | Path, config: ORPOConfig) -> Any:
+    """A model for use, not for training: a run folder, an adapter folder or any base model."""
+    folder = Path(path).expanduser()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(config))
+    dtype = half or torch.float32
+    if not (folder / "adapter_config.json").exists():
+        model = load_weights(str(path), config, dtype)
+    else:
+        from peft import PeftModel
+
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = load_weights(settings["base_model_name_or_path"], config, dtype)
+        model = PeftModel.from_pretrained(base, str(folder.resolve()))
+    return model.to(_local_device()).eval()
+
+
+def trainable_share(model: Any) -> tuple[int, int]:
+    """``(trainable, total)`` numbers of parameters, packed 4-bit weights counted in full."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return model.get_nb_trainable_parameters()
+    return model.num_parameters(only_trainable=True), model.num_parameters()
+
+
+def quieten_libraries() -> None:
+    """Our own lines and progress bars are enough; errors still come through."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()

@@ -1,0 +1,166 @@
+"""A run folder -> one self-contained HTML page with plots; reads files only, imports no torch."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orpo_dist.folder import RunFolder, read_json
+from orpo_dist.types import UserError
+
+# Panels: title, y label, and the curves in them as (label, metric of the training log).
+PANELS = (
+    ("Loss", "nats", (("ORPO", "loss/orpo"), ("SFT", "loss/sft"), ("odds ratio", "loss/odds_ratio"))),
+    ("Preference accuracy", "share of pairs", (("accuracy", "rewards/accuracies"),)),
+    ("Mean log-probability", "nats per token", (("chosen", "logps/chosen"), ("rejected", "logps/rejected"))),
+    ("Margin (chosen − rejected)", "nats per token", (("margin", "logps/margins"),)),
+)  # fmt: skip
+COLOURS = ("#2563eb", "#d97706", "#059669")
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2937 }}
+h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }}
+.tiles {{ display: flex; flex-wrap: wrap; gap: 1rem }} .tile {{ border: 1px solid #d1d5db; border-radius: .5rem; padding: .6rem 1rem }}
+.tile b {{ display: block; font-size: 1.4rem }} .tile span {{ color: #6b7280 }}
+.status-failed, .status-interrupted {{ color: #b91c1c }}
+svg {{ max-width: 100%; height: auto }} pre {{ background: #f3f4f6; padding: .8rem; overflow-x: auto; font-size: .85rem }}
+</style>
+<h1>{title}</h1><p>{subtitle}</p>
+<div class="tiles">{tiles}</div>
+<h2>Curves</h2>{curves}
+<h2>Data</h2>{data}
+<h2>Settings</h2><pre>{config}</pre>
+</html>
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a run folder; ``UserError`` if the folder holds no run."""
+    run = RunFolder(folder)
+    if not run.run.exists():
+        raise UserError(f"{folder}: is not a run folder (it has no run.json)")
+    state, data = read_json(run.run), read_json(run.data_report)
+    config = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    log = _read_log(run.metrics)
+    page = PAGE.format(
+        title=html.escape(f"ORPO run {folder.name}"),
+        subtitle=_subtitle(state, yaml.safe_load(config) or {}),
+        tiles=_tiles(log),
+        curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
+        data="".join(
+            _data_table(name, part) for name, part in data.items() if isinstance(part, dict)
+        ),
+        config=html.escape(config),
+    )
+    run.report.write_text(page, encoding="utf-8")
+    return run.report
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _subtitle(state: dict[str, Any], config: dict[str, Any]) -> str:
+    status = str(state.get("status"))
+    parts = [
+        f"model {config.get('model')}",
+        f"alpha {config.get('orpo_alpha')} ({config.get('loss_form')})",
+        f"learning rate {config.get('lr')}",
+        f"{state.get('seconds', '?')} s",
+    ]
+    text = f'<b class="status-{html.escape(status)}">{html.escape(status)}</b> · '
+    text += html.escape(" · ".join(parts))
+    if state.get("error"):
+        text += f"<br>{html.escape(str(state['error']))}"
+    return text
+
+
+def _tiles(log: list[dict[str, Any]]) -> str:
+    """First and last evaluation of what people ask for first."""
+    evaluations = [entry for entry in log if "eval/loss" in entry]
+    prefix = "eval/" if evaluations else ""
+    entries = evaluations or log
+    tiles = []
+    for label, name, form in (
+        ("preference accuracy", "rewards/accuracies", "{:.1%}"),
+        ("margin, nats per token", "logps/margins", "{:+.3f}"),
+        ("loss", "loss/orpo", "{:.4f}"),
+    ):
+        values = [entry[prefix + name] for entry in entries if prefix + name in entry]
+        if values:
+            shown = form.format(values[-1])
+            if len(values) > 1:
+                shown = f"{form.format(values[0])} → {shown}"
+            where = "held-out " if evaluations else "training "
+            tiles.append(f'<div class="tile"><b>{shown}</b><span>{where}{label}</span></div>')
+    return "".join(tiles)
+
+
+def curves_svg(log: list[dict[str, Any]]) -> str:
+    """The training curves (lines) and evaluations (dots) as inline SVG."""
+    figure = curves_figure(log)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def curves_figure(log: list[dict[str, Any]]) -> Any:
+    """A matplotlib figure with one panel per entry of ``PANELS``."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(10, 6.4), layout="constrained")
+        for axis, (title, unit, curves) in zip(
+            figure.subplots(2, 2).flat, PANELS, strict=True
+        ):
+            for colour, (label, name) in zip(COLOURS, curves, strict=False):
+                _curve(axis, log, name, label, colour)
+            axis.set(title=title, xlabel="optimizer step", ylabel=unit)
+            axis.grid(alpha=0.25)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(frameon=False)
+    return figure
+
+
+def _curve(axis: Any, log: list[dict[str, Any]], name: str, label: str, colour: str) -> None:
+    trained = [(entry["step"], entry[name]) for entry in log if name in entry]
+    held_out = [(entry["step"], entry[f"eval/{name}"]) for entry in log if f"eval/{name}" in entry]
+    if trained:
+        axis.plot(*zip(*trained, strict=True), color=colour, lw=1.2, alpha=0.6, label=label)
+    if held_out:
+        axis.plot(
+            *zip(*held_out, strict=True), "o-", color=colour, lw=2, ms=5, label=f"{label}, held out"
+        )
+
+
+def _data_table(name: str, report: dict[str, Any]) -> str:
+    rows = [("rows read", report["rows"]), ("pairs used", report["pairs"])]
+    rows += [
+        (f"skipped: {entry['meaning']}", f"{entry['count']} ({', '.join(entry['first'])})")
+        for entry in report["skipped"].values()
+    ]
+    rows += [
+        (f"{part}s cut", f"{cut['count']} ({cut['tokens']} tokens)")
+        for part, cut in report["truncated"].items()
+        if cut["count"]
+    ]
+    rows += [
+        (f"{part} tokens", "median {median}, 95 % up to {p95}, longest {max}".format(**stats))
+        for part, stats in report["tokens"].items()
+    ]
+    cells = "".join(
+        f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+        for key, value in rows
+    )
+    return f"<h3>{html.escape(name)}</h3><table>{cells}</table>"

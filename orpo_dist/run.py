@@ -1,0 +1,226 @@
+"""``train(config)``: the composition root, from a config to a run folder with a model in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orpo_dist.arguments import resolve
+from orpo_dist.batching import Plan
+from orpo_dist.callbacks import MetricsFile, named_log, read_metrics, tensorboard
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data import Encoder, PairDataset, prepare
+from orpo_dist.data.report import skip_sentence, truncation_sentences
+from orpo_dist.folder import RunFolder, write_json
+from orpo_dist.handle import TrainedModel
+from orpo_dist.interruption import StopOnSignal
+from orpo_dist.model import (
+    load_policy,
+    load_tokenizer,
+    locate,
+    merge_adapter,
+    quieten_libraries,
+    trainable_share,
+)
+from orpo_dist.report import write_report
+from orpo_dist.trainer import ORPOTrainer, columns_of, limits_of, total_steps
+from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal after saving; the message says how to go on."""
+
+
+def train(config: ORPOConfig) -> TrainedModel:
+    """Fine-tune ``config.model`` with ORPO on ``config.data_path``; everything lands in the run folder.
+
+    Returns a handle on the trained model. Raises ``UserError`` for what the user can mend, and
+    ``Interrupted`` after Ctrl-C or SIGTERM, with a checkpoint saved.
+    """
+    if config.model is None:
+        raise UserError("model is missing: pass --model (a folder or a hub id)")
+    if not config.data_path:
+        raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
+    quieten_libraries()
+    config = config.replace(model=locate(config.model))
+    folder = RunFolder(config.project_name)
+    checkpoint = folder.open(config)
+    started = time.time()
+    folder.update_run(status="running", started=started, versions=versions(), error=None)
+    try:
+        handle = _train(config, folder, checkpoint)
+    except BaseException as error:
+        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+        folder.update_run(
+            status="interrupted" if stopped else "failed",
+            seconds=round(time.time() - started, 1),
+            error=f"{type(error).__name__}: {error}",
+        )
+        raise
+    folder.update_run(
+        status="completed", seconds=round(time.time() - started, 1), metrics=handle.metrics
+    )
+    write_report(folder.path)
+    return handle
+
+
+def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> TrainedModel:
+    from transformers import AutoConfig, set_seed
+
+    assert config.model is not None
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(config.model, config)
+    model_config = AutoConfig.from_pretrained(
+        config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    encoder = Encoder(tokenizer, config.chat_template, limits_of(config, model_config))
+    train_pairs, eval_pairs = load_data(config, encoder)
+    _report_data(folder, train_pairs, eval_pairs)
+    config = resolve(config, has_eval=eval_pairs is not None)
+    stop = StopOnSignal()
+    trainer = ORPOTrainer(
+        model=load_policy(config),
+        args=config,
+        train_dataset=train_pairs,
+        eval_dataset=eval_pairs,
+        processing_class=tokenizer,
+        callbacks=_callbacks(config, folder, stop),
+    )
+    config = trainer.config
+    folder.write_config(config)
+    assert trainer.train_plan is not None
+    logger.info(derived_truth(config, trainer.model, trainer.train_plan))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
+            "the same command and --resume-from-checkpoint auto"
+        )
+    metrics = final_metrics(trainer, folder)
+    _save(trainer, config, folder)
+    return TrainedModel(trainer.model, tokenizer, config, folder.path, metrics)
+
+
+def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:
+    """Training pairs, and evaluation pairs where the config names any."""
+    columns = columns_of(config)
+    train_pairs = prepare(
+        config.data_path, encoder, columns, config.train_split, config.strict_data
+    )
+    if config.valid_data_path:
+        split = config.valid_split or config.train_split
+        paths = config.valid_data_path
+    elif config.valid_split:
+        split, paths = config.valid_split, config.data_path
+    else:
+        return train_pairs, None
+    return train_pairs, prepare(paths, encoder, columns, split, config.strict_data)
+
+
+def _report_data(folder: RunFolder, train: PairDataset, valid: PairDataset | None) -> None:
+    """data_report.json, and what a person has to hear about the data."""
+    reports = {"train": train.report} | ({"valid": valid.report} if valid else {})
+    leaked = leaked_pairs(train, valid) if valid else 0
+    write_json(folder.data_report, {**reports, "leaked_pairs": leaked})
+    skipped = {}
+    for name, report in reports.items():
+        if sentence := skip_sentence(report):
+            logger.warning("%s data: %s", name, sentence)
+        for loud, sentence in truncation_sentences(report):
+            logger.log(logging.WARNING if loud else logging.INFO, "%s data: %s", name, sentence)
+        skipped[name] = {reason: entry["count"] for reason, entry in report["skipped"].items()}
+    if leaked:
+        logger.warning("valid data: %d of %d pairs are also in the training data", leaked, len(valid or []))
+    folder.update_run(skipped=skipped)
+
+
+def leaked_pairs(train: PairDataset, valid: PairDataset) -> int:
+    """How many evaluation pairs stand, token for token, in the training data."""
+
+    def keys(dataset: PairDataset) -> list[int]:
+        pairs = (dataset[index] for index in range(len(dataset)))
+        return [hash((tuple(p.prompt), tuple(p.chosen), tuple(p.rejected))) for p in pairs]
+
+    known = set(keys(train))
+    return sum(key in known for key in keys(valid))
+
+
+def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> list[Any]:
+    from transformers import EarlyStoppingCallback
+
+    found: list[Any] = [MetricsFile(folder.metrics), stop]
+    if "tensorboard" in config.log:
+        found.append(tensorboard(folder.tensorboard))
+    if config.early_stopping_patience:
+        found.append(
+            EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
+        )
+    return found
+
+
+def derived_truth(config: ORPOConfig, model: Any, plan: Plan) -> str:
+    """One line of what the settings amount to."""
+    trains, total = trainable_share(model)
+    steps, world = total_steps(config, plan), plan.world_size
+    adapter = f"LoRA r={config.lora_r}, " if config.peft else ""
+    base = f"{config.quantization} base, " if config.quantization else ""
+    precision = {"none": "fp32"}.get(str(config.mixed_precision), config.mixed_precision)
+    return (
+        f"{Path(str(config.model)).name}: {adapter}{base}{_count(trains)} of {_count(total)} "
+        f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps of "
+        f"{plan.global_batch} pairs an epoch ({config.gradient_accumulation} × "
+        f"{config.batch_size} on {world} process{'es' * (world > 1)}), {steps} steps in all | "
+        f"{next(model.parameters()).device.type}, {precision} | alpha {config.orpo_alpha:g}, "
+        f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
+    )
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def final_metrics(trainer: ORPOTrainer, folder: RunFolder) -> dict[str, float]:
+    """The last logged training metrics and an evaluation of exactly the model that is saved."""
+    if trainer.eval_dataset is not None:
+        last = read_metrics(folder.metrics)[-1:]
+        fresh = last and last[0]["step"] == trainer.state.global_step and "eval/loss" in last[0]
+        if trainer.config.keeps_best or not fresh:
+            trainer.evaluate()
+    metrics: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        metrics.update(named_log(entry))
+    metrics.pop("total_flos", None)
+    return metrics
+
+
+def _save(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
+    """The final model at the top of the run folder, as plain transformers or PEFT reads it."""
+    if config.merge_adapter:
+        trainer.model = merge_adapter(trainer.model, config)
+        trainer.model_wrapped = trainer.model
+    trainer.save_model(str(folder.path))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers of a run depend on."""
+    names = ("orpo_dist", "torch", "transformers", "accelerate", "peft", "datasets")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return found

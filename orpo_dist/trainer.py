@@ -1,0 +1,279 @@
+"""``ORPOTrainer``: transformers' Trainer fed with planned steps and the ORPO objective."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput
+
+from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
+from orpo_dist.batching import Plan, nll_token_counts, repeats_of
+from orpo_dist.callbacks import ProgressLine
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data import Columns, Encoder, Limits, PairDataset, Source, build
+from orpo_dist.loading import LoadedStep, StepDataset, step_loader
+from orpo_dist.metrics import RunningMeans, named_metrics, step_means
+from orpo_dist.model import add_adapter, disable_dropout, load_policy, load_tokenizer
+from orpo_dist.objective import orpo_loss
+from orpo_dist.padding import PaddedBatch, padded_scores
+from orpo_dist.types import PairScores, StepMetrics, UserError
+
+Rows = PairDataset | Iterable[dict[str, Any]]
+
+
+class ORPOTrainer(Trainer):
+    """Trains a causal language model with ORPO.
+
+    model: a model of transformers, or a folder / hub id to load (settings from ``args``).
+    args: the settings; ``args.model`` and ``args.data_path`` are not needed here.
+    train_dataset, eval_dataset: rows with prompt, chosen and rejected (a ``datasets.Dataset``, any
+    iterable of dicts), or a ``PairDataset``.
+    processing_class: the tokenizer. peft_config: wrap the model in this adapter.
+
+    Raises ``UserError`` for settings or data that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | None = None,
+        args: ORPOConfig | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ):
+        config = args if args is not None else ORPOConfig()
+        if not isinstance(config, ORPOConfig):
+            raise UserError(
+                f"args must be an ORPOConfig, not {type(args).__name__}; settings of "
+                "TrainingArguments go into ORPOConfig(trainer_args={...})"
+            )
+        config = resolve(config, has_eval=eval_dataset is not None)
+        model, processing_class = _model_and_tokenizer(model, config, processing_class)
+        disable_dropout(model)
+        if peft_config is not None:
+            model = add_adapter(model, peft_config)
+        encoder = Encoder(processing_class, config.chat_template, limits_of(config, model.config))
+        train_pairs, eval_pairs = (
+            as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
+        )
+        training_args = training_arguments(config, output_dir=str(config.project_name))
+        self.train_plan = train_pairs and make_plan(config, train_pairs, training_args.world_size)
+        if self.train_plan and config.logging_steps is None:
+            steps = default_logging_steps(total_steps(config, self.train_plan))
+            config = config.replace(logging_steps=steps)
+            training_args.logging_steps = steps
+        self.config = config
+        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        super().__init__(
+            model=model,
+            args=training_args,
+            train_dataset=train_pairs,
+            eval_dataset=eval_pairs,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        for noisy in (ProgressCallback, PrinterCallback):
+            if self.pop_callback(noisy):
+                self.add_callback(ProgressLine)
+
+    # --- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item per optimizer step: this rank's micro-batches of the planned step."""
+        plan, rank = self.train_plan, self.args.process_index
+        if plan is None:
+            raise UserError("training needs a train_dataset")
+
+        def current_epoch() -> list[Any]:
+            # Counted in steps, so that a run resumed in the middle of an epoch finds its place.
+            return plan.epoch(self.state.global_step // plan.steps_per_epoch, rank)
+
+        return self._loader(self.train_dataset, current_epoch, plan.steps_per_epoch)
+
+    def get_eval_dataloader(self, eval_dataset: Rows | None = None) -> DataLoader:
+        """Every pair once, longest first."""
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        if pairs is None:
+            raise UserError("evaluation needs an eval_dataset")
+        if not isinstance(pairs, PairDataset):
+            encoder = Encoder(
+                self.processing_class, self.config.chat_template, limits_of(self.config, self.model.config)
+            )
+            pairs = as_pairs(pairs, encoder, self.config)
+        plan = make_plan(
+            self.config.replace(gradient_accumulation=1, data_weights=None), pairs, self.args.world_size
+        )
+        steps = plan.in_order(self.args.process_index)
+        return self._loader(pairs, lambda: steps, len(steps))
+
+    def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
+        dataset = StepDataset(pairs, self.config.nll_scope, self.processing_class.pad_token_id or 0)
+        return step_loader(dataset, plan, steps, self.args.dataloader_num_workers)
+
+    # --- one step
+
+    def score(self, model: Any, batch: PaddedBatch) -> PairScores:
+        """Log-probabilities of one micro-batch under ``model``."""
+        return padded_scores(model, batch.to(self.args.device))
+
+    def compute_objective(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, StepMetrics]:
+        """This micro-batch's share of the step's loss; override for another objective."""
+        return orpo_loss(
+            scores,
+            self.config.orpo_alpha,
+            self.config.loss_form,
+            step.total_pairs,
+            step.total_nll_tokens,
+        )
+
+    def training_step(
+        self, model: Any, inputs: LoadedStep, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward over the micro-batches of a planned step; returns its loss.
+
+        The loss is scaled by the world size because every engine averages gradients over ranks,
+        while the shares of a step have to be summed.
+        """
+        model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers
+            self.optimizer.train()
+        loss = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs.batches, start=1):
+            last = number == len(inputs.batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            engine_syncs = last or self.is_deepspeed_enabled
+            with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
+                scores = self.score(model, batch)
+                share, metrics = self.compute_objective(scores, inputs)
+                share = share * self.args.world_size
+                self.accelerator.backward(share)
+            loss += share.detach()
+            self._train_means.add(step_means(metrics, inputs.total_pairs, inputs.total_nll_tokens))
+        self._train_means.steps += 1
+        return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: Trainer's estimate would take padding for work."""
+        return 0
+
+    # --- evaluation and logs
+
+    def prediction_step(
+        self, model: Any, inputs: LoadedStep, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Scores an evaluation batch; keeps sums only, never logits."""
+        loss = torch.zeros((), device=self.args.device)
+        with torch.no_grad():
+            for batch in inputs.batches:
+                share, metrics = self.compute_objective(self.score(model, batch), inputs)
+                loss += share
+                self._eval_means.add(step_means(metrics, 1, 1))  # plain sums
+        return loss, None, None
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Trainer's loop, its loss replaced by means over all pairs and tokens at once."""
+        self._eval_means = RunningMeans(steps=1)
+        output = super().evaluation_loop(
+            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        dataset = dataloader.dataset
+        assert isinstance(dataset, StepDataset)
+        nll_tokens = int(nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum())
+        nll, *sums = self._eval_means.pop(self.accelerator)
+        means = [nll / nll_tokens, *(total / len(dataset) for total in sums)]
+        named = named_metrics(means, self.config.orpo_alpha, self.config.loss_form)
+        named["loss"] = named["loss/orpo"]
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log line with the ORPO metrics of the interval added."""
+        if "loss" in logs and self._train_means.steps:
+            means = self._train_means.pop(self.accelerator)
+            logs.update(named_metrics(means, self.config.orpo_alpha, self.config.loss_form))
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As Trainer, without its pickled arguments: config.yaml says the same, and safely."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def _model_and_tokenizer(model: Any, config: ORPOConfig, tokenizer: Any) -> tuple[Any, Any]:
+    if model is None or isinstance(model, str):
+        name = model or config.model
+        if name is None:
+            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
+        config = config.replace(model=name)
+        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.config._name_or_path, config)
+    return model, tokenizer
+
+
+def limits_of(config: ORPOConfig, model_config: Any) -> Limits:
+    """The length limits of a run; without ``max_seq_length`` the model's context is the limit."""
+    text_config = model_config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None)
+    if config.max_seq_length and context and config.max_seq_length > context:
+        raise UserError(
+            f"max_seq_length {config.max_seq_length} is over the model's context of {context} tokens"
+        )
+    return Limits(
+        prompt=config.max_prompt_length,
+        completion=config.max_completion_length,
+        sequence=config.max_seq_length or context,
+        skip_overlong=config.overlong == "skip",
+    )
+
+
+def columns_of(config: ORPOConfig) -> Columns:
+    """The column names of a run."""
+    return Columns(
+        config.prompt_text_column,
+        config.text_column,
+        config.rejected_text_column,
+        config.category_column,
+    )
+
+
+def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig) -> Any:
+    """Rows in memory as pairs; a ``PairDataset`` and None pass through."""
+    if rows is None or isinstance(rows, PairDataset):
+        return rows
+    named = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    source = Source("dataset", named, [])
+    return build([source], encoder, columns_of(config), strict=config.strict_data)
+
+
+def make_plan(config: ORPOConfig, pairs: PairDataset, world_size: int) -> Plan:
+    """The step plan of a run over ``pairs``."""
+    return Plan(
+        lengths=pairs.lengths,
+        nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
+        global_batch=config.pairs_per_rank_step * world_size,
+        micro_batch=config.batch_size,
+        world_size=world_size,
+        seed=config.seed,
+        repeats=repeats_of(pairs.source_ids, config.data_weights),
+    )
+
+
+def total_steps(config: ORPOConfig, plan: Plan) -> int:
+    """Optimizer steps of the whole run."""
+    return config.max_steps or math.ceil(config.epochs * plan.steps_per_epoch)
