@@ -98,6 +98,8 @@ def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.mixed_precision == "bf16",
         "fp16": config.mixed_precision == "fp16",
+        # Trainer takes bf16 for a GPU matter unless told that there is none.
+        "use_cpu": config.mixed_precision == "bf16" and not torch.cuda.is_available(),
         checkpointing: config.gradient_checkpointing,
         f"{checkpointing}_kwargs": {"use_reentrant": False},
         "eval_strategy": config.eval_strategy or "no",

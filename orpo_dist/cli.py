@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _FLAGS[name](command)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("orpo_dist").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns as it is imported
     try:
         options, unknown = parser.parse_known_args(arguments)
         if options.command is None:
@@ -130,7 +131,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     values = config_values(options)
     from orpo_dist.evaluation import evaluate_model, format_evaluation
     from orpo_dist.handle import run_config
+    from orpo_dist.model import quieten_libraries
 
+    quieten_libraries()
     from_run = run_config(options.model)
     # data_path of the command replaces the run's, and with it what belonged to that
     config = from_run.replace(**{"data_weights": None, "valid_split": None, **values})

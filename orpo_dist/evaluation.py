@@ -99,7 +99,7 @@ def evaluate_model(
         if name:
             part = {key: values[mine] for key, values in scores.items()}
             result["categories"][name] = summarise(part, nll_tokens[mine])
-    result["data"] = {key: pairs.report[key] for key in ("rows", "pairs", "skipped", "truncated")}
+    result["data"] = pairs.report
     return result
 
 

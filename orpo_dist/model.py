@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,5 @@ def quieten_libraries() -> None:
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
+    for library in ("transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -194,8 +194,9 @@ def final_metrics(trainer: ORPOTrainer, folder: RunFolder) -> dict[str, float]:
     """The last logged training metrics and an evaluation of exactly the model that is saved."""
     if trainer.eval_dataset is not None:
         last = read_metrics(folder.metrics)[-1:]
-        fresh = last and last[0]["step"] == trainer.state.global_step and "eval/loss" in last[0]
-        if trainer.config.keeps_best or not fresh:
+        saved_step = trainer.state.best_global_step if trainer.config.keeps_best else None
+        at_end = saved_step in (None, trainer.state.global_step)
+        if not (at_end and last and "eval/loss" in last[0]):
             trainer.evaluate()
     metrics: dict[str, float] = {}
     for entry in trainer.state.log_history:
