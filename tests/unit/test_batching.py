@@ -1,0 +1,103 @@
+"""The plan: every pair once an epoch, the same steps on any number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orpo_dist.batching import FILLER, Plan, nll_token_counts, repeats_of
+
+
+def make_plan(pairs: int, **changes: object) -> Plan:
+    lengths = np.random.default_rng(pairs).integers(2, 60, (pairs, 3)).astype(np.int32)
+    settings = {"global_batch": 8, "micro_batch": 2, "seed": 3, **changes}
+    return Plan(lengths, lengths[:, 1], **settings)  # type: ignore[arg-type]
+
+
+def pairs_of(plan: Plan, epoch: int, world_size: int) -> list[list[int]]:
+    """The pairs of each step, gathered over all ranks, sorted."""
+    ranks = [plan.epoch(epoch, rank) for rank in range(world_size)]
+    return [
+        sorted(i for step in steps for micro in step.micro_batches for i in micro if i != FILLER)
+        for steps in zip(*ranks, strict=True)
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5))
+def test_any_topology_trains_on_the_same_steps(
+    pairs: int, batch: int, micro: int, world: int
+) -> None:
+    one = make_plan(pairs, global_batch=batch, micro_batch=batch)
+    many = make_plan(pairs, global_batch=batch, micro_batch=micro, world_size=world)
+    expected = pairs_of(one, 0, 1)
+    assert pairs_of(many, 0, world) == expected
+    assert sorted(itertools.chain(*expected)) == list(range(pairs))
+    assert len(expected) == one.steps_per_epoch
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 4), st.integers(1, 6))
+def test_ranks_have_equally_many_micro_batches_within_the_limit(
+    pairs: int, micro: int, world: int
+) -> None:
+    plan = make_plan(pairs, global_batch=12, micro_batch=micro, world_size=world)
+    for steps in zip(*(plan.epoch(1, rank) for rank in range(world)), strict=True):
+        assert len({len(step.micro_batches) for step in steps}) == 1
+        assert all(1 <= len(m) <= micro for step in steps for m in step.micro_batches)
+        assert len({(step.total_pairs, step.total_nll_tokens) for step in steps}) == 1
+
+
+def test_counts_of_a_step_are_those_of_its_pairs() -> None:
+    plan = make_plan(20)
+    for step in plan.epoch(0):
+        indices = list(itertools.chain(*step.micro_batches))
+        assert step.total_pairs == len(indices)
+        assert step.total_nll_tokens == plan.nll_tokens[indices].sum()
+
+
+def test_epochs_differ_and_are_reproducible() -> None:
+    plan = make_plan(40)
+    assert plan.epoch(0) == make_plan(40).epoch(0)
+    assert plan.epoch(0) != plan.epoch(1)
+    assert plan.epoch(0) != make_plan(40, seed=4).epoch(0)
+
+
+def test_evaluation_order_covers_every_pair_once_longest_first() -> None:
+    plan = make_plan(21)
+    order = [i for step in plan.in_order() for micro in step.micro_batches for i in micro]
+    totals = plan.lengths[order].sum(1)
+    assert sorted(order) == list(range(21))
+    assert (totals[1:] <= totals[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "rows", "size"),
+    [([1.0, 2.0], [10, 20], 50), ([1.0, 0.5], [20, 30], 35), ([2.5, 1.0], [20, 30], 80)],
+)
+def test_source_weights_set_how_often_rows_appear(
+    weights: list[float], rows: list[int], size: int
+) -> None:
+    source_ids = np.repeat([0, 1], rows)
+    repeats = repeats_of(source_ids, weights)
+    plan = make_plan(len(source_ids), repeats=repeats)
+    for epoch in (0, 1):
+        counts = np.bincount(plan.order(epoch), minlength=len(source_ids))
+        assert counts.sum() == size == plan.pairs_per_epoch
+        assert repeats is not None
+        assert (np.abs(counts - repeats) < 1).all()
+
+
+def test_equal_weights_need_no_repeats() -> None:
+    assert repeats_of(np.zeros(3, dtype=int), None) is None
+    assert repeats_of(np.zeros(3, dtype=int), [1.0]) is None
+
+
+def test_nll_tokens_leave_out_the_first_token_of_a_sequence() -> None:
+    lengths = np.asarray([[5, 3, 9]])
+    assert nll_token_counts(lengths, "completion").tolist() == [3]
+    assert nll_token_counts(lengths, "prompt_and_completion").tolist() == [7]
