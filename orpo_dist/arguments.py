@@ -1,4 +1,4 @@
-"""``ORPOConfig`` -> transformers' ``TrainingArguments``: the one place where names are translated."""
+"""``ORPOConfig`` -> transformers' ``TrainingArguments``: where names are translated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
+from orpo_dist.config.schema import Strategy
 from orpo_dist.model import resolve_precision
 from orpo_dist.types import UserError
 
@@ -24,17 +25,7 @@ def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
     precision = resolve_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or none")
-    wants_eval = (
-        config.keeps_best or config.early_stopping_patience or config.eval_strategy not in (None, "no")
-    )
-    if wants_eval and not has_eval:
-        raise UserError(
-            "evaluation, early stopping and load_best_model_at_end need evaluation data: set "
-            "valid_data_path or valid_split"
-        )
-    if wants_eval and config.eval_strategy == "no":
-        raise UserError("early stopping and load_best_model_at_end need eval_strategy steps or epoch")
-    evaluate = config.eval_strategy or ("epoch" if has_eval else "no")
+    evaluate = _eval_strategy(config, has_eval)
     save, save_steps = config.save_strategy, config.save_steps
     if config.keeps_best:
         if save not in (None, evaluate):
@@ -42,7 +33,7 @@ def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
                 f"load_best_model_at_end needs save_strategy to equal eval_strategy ({evaluate})"
             )
         save, save_steps = evaluate, save_steps or config.eval_steps
-        if evaluate == "steps" and save_steps % config.eval_steps:
+        if evaluate == "steps" and (save_steps or 1) % (config.eval_steps or 1):
             raise UserError(
                 f"load_best_model_at_end needs save_steps ({save_steps}) to be a multiple of "
                 f"eval_steps ({config.eval_steps})"
@@ -55,6 +46,21 @@ def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
         load_best_model_at_end=config.keeps_best,
         metric_for_best_model=_eval_metric(config.metric_for_best_model),
     )
+
+
+def _eval_strategy(config: ORPOConfig, has_eval: bool) -> Strategy:
+    """When to evaluate; ``UserError`` if what is asked for needs evaluations there cannot be."""
+    keeps_score = config.keeps_best or config.early_stopping_patience is not None
+    if (keeps_score or config.eval_strategy not in (None, "no")) and not has_eval:
+        raise UserError(
+            "evaluation, early stopping and load_best_model_at_end need evaluation data: set "
+            "valid_data_path or valid_split"
+        )
+    if keeps_score and config.eval_strategy == "no":
+        raise UserError(
+            "early stopping and load_best_model_at_end need eval_strategy steps or epoch"
+        )
+    return config.eval_strategy or ("epoch" if has_eval else "no")
 
 
 def _eval_metric(name: str | None) -> str:

@@ -83,7 +83,7 @@ class Plan:
         return [self._deal(order[at : at + self.global_batch], rank) for at in starts]
 
     def _deal(self, pairs: np.ndarray, rank: int) -> Step:
-        """Deal the pairs of one step: neighbours in length share a micro-batch, ranks take turns."""
+        """Deal a step's pairs: neighbours in length share a micro-batch, ranks take turns."""
         pairs = pairs[np.argsort(-self.lengths[pairs].sum(1), kind="stable")]
         slots = math.ceil(len(pairs) / (self.micro_batch * self.world_size))
         per_slot = math.ceil(len(pairs) / slots)

@@ -64,6 +64,9 @@ def _refuse_unknown(unknown: list[str]) -> None:
     word = unknown[0].partition("=")[0]
     if not word.startswith("--"):
         raise UserError(f"unexpected argument '{word}'")
+    kebab = word.replace("_", "-")
+    if kebab[2:].replace("-", "_") in ORPOConfig.model_fields and kebab != word:
+        raise UserError(f"unknown flag '{word}': did you mean {kebab}?")
     message = explain_unknown(word.lstrip("-").replace("-", "_"), ORPOConfig.model_fields)
     raise UserError(message.replace("unknown setting '", "unknown flag '--"))
 
@@ -74,7 +77,9 @@ def _refuse_unknown(unknown: list[str]) -> None:
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.config.flags import add_config_flags
 
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings; flags win over it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file of settings; flags win over it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     add_config_flags(parser)
 
@@ -126,6 +131,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from orpo_dist.config import build_config
     from orpo_dist.config.flags import config_values
 
     values = config_values(options)
@@ -136,7 +142,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     quieten_libraries()
     from_run = run_config(options.model)
     # data_path of the command replaces the run's, and with it what belonged to that
-    config = from_run.replace(**{"data_weights": None, "valid_split": None, **values})
+    inherited = {**from_run.model_dump(), "data_weights": None, "valid_split": None}
+    config = build_config({**inherited, **values})
     result = evaluate_model(options.model, values.get("data_path", []), config)
     _say_data(result["data"])
     print(format_evaluation(result))
@@ -164,7 +171,9 @@ def _generate(options: argparse.Namespace) -> int:
         try:
             lines = Path(options.prompts_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompts-file {options.prompts_file}: cannot be read ({error})") from error
+            raise UserError(
+                f"prompts-file {options.prompts_file}: cannot be read ({error})"
+            ) from error
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")

@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from orpo_dist.batching import Plan
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, PairDataset, prepare
+from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.handle import TrainedModel, load
 from orpo_dist.objective import log_odds_ratio
 from orpo_dist.padding import pad_pairs, padded_scores
-from orpo_dist.trainer import columns_of, limits_of
 from orpo_dist.types import UserError
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -118,7 +117,9 @@ def load_pairs(
 
 def format_evaluation(result: dict[str, Any]) -> str:
     """The result as a table for the terminal."""
-    header = f"{'':<20}{'pairs':>7}{'accuracy':>10}{'95 % interval':>18}{'perplexity':>12}{'margin':>9}"
+    header = (
+        f"{'':<20}{'pairs':>7}{'accuracy':>10}{'95 % interval':>18}{'perplexity':>12}{'margin':>9}"
+    )
     rows = [header]
     parts = {"all": result, **result["categories"]}
     for name, part in parts.items():

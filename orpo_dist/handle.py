@@ -45,7 +45,9 @@ class TrainedModel:
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
     @overload
-    def generate(self, prompt: list[Prompt], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
+    def generate(
+        self, prompt: list[Prompt], max_new_tokens: int = ..., **options: Any
+    ) -> list[str]: ...
 
     @torch.no_grad()
     def generate(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Any:

@@ -27,7 +27,9 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
         self.restore()
-        logger.warning("%s: finishing this step and saving; once more to stop at once", self.received.name)
+        logger.warning(
+            "%s: finishing this step and saving; once more to stop at once", self.received.name
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received is not None:

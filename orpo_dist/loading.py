@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from orpo_dist.batching import FILLER, Step
+from orpo_dist.batching import FILLER, Plan, Step, nll_token_counts, repeats_of
+from orpo_dist.config import ORPOConfig
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.padding import PaddedBatch, pad_pairs
 
@@ -25,7 +27,7 @@ class LoadedStep:
         return False
 
 
-class StepDataset(Dataset):  # type: ignore[type-arg]
+class StepDataset(Dataset):
     """Loads a planned step; its length is the number of pairs behind it."""
 
     def __init__(self, pairs: PairDataset, nll_scope: str, pad_id: int):
@@ -44,7 +46,7 @@ class StepDataset(Dataset):  # type: ignore[type-arg]
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
 
 
-class StepSampler(Sampler):  # type: ignore[type-arg]
+class StepSampler(Sampler):
     """Yields the steps that ``plan`` gives at the moment iteration begins, one to a batch.
 
     A sampler of whole batches, so that Trainer skips steps on resume without loading them.
@@ -66,7 +68,7 @@ def _only(batch: list[LoadedStep]) -> LoadedStep:
 
 def step_loader(
     dataset: StepDataset, plan: Callable[[], list[Step]], steps: int, num_workers: int = 0
-) -> DataLoader:  # type: ignore[type-arg]
+) -> DataLoader:
     """A DataLoader over planned steps; each item is one ``LoadedStep``."""
     return DataLoader(
         dataset,
@@ -74,3 +76,21 @@ def step_loader(
         collate_fn=_only,
         num_workers=num_workers,
     )
+
+
+def make_plan(config: ORPOConfig, pairs: PairDataset, world_size: int) -> Plan:
+    """The step plan of a run over ``pairs``."""
+    return Plan(
+        lengths=pairs.lengths,
+        nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
+        global_batch=config.pairs_per_rank_step * world_size,
+        micro_batch=config.batch_size,
+        world_size=world_size,
+        seed=config.seed,
+        repeats=repeats_of(pairs.source_ids, config.data_weights),
+    )
+
+
+def total_steps(config: ORPOConfig, plan: Plan) -> int:
+    """Optimizer steps of the whole run."""
+    return config.max_steps or math.ceil(config.epochs * plan.steps_per_epoch)

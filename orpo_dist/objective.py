@@ -29,7 +29,7 @@ def log1mexp(logp: Tensor) -> Tensor:
 
 
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
-    """Log of the odds ratio of chosen over rejected (paper, eq. 5), in fp32 or better. Shape (B,)."""
+    """Log odds ratio of chosen over rejected (paper, eq. 5), in fp32 or better, shape (B,)."""
     chosen, rejected = (
         logp if logp.dtype == torch.float64 else logp.float()
         for logp in (chosen_logp, rejected_logp)

@@ -121,9 +121,7 @@ def curves_figure(log: list[dict[str, Any]]) -> Any:
 
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(10, 6.4), layout="constrained")
-        for axis, (title, unit, curves) in zip(
-            figure.subplots(2, 2).flat, PANELS, strict=True
-        ):
+        for axis, (title, unit, curves) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for colour, (label, name) in zip(COLOURS, curves, strict=False):
                 _curve(axis, log, name, label, colour)
             axis.set(title=title, xlabel="optimizer step", ylabel=unit)

@@ -15,11 +15,12 @@ from orpo_dist.arguments import resolve
 from orpo_dist.batching import Plan
 from orpo_dist.callbacks import MetricsFile, named_log, read_metrics, tensorboard
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, PairDataset, prepare
+from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import StopOnSignal
+from orpo_dist.loading import total_steps
 from orpo_dist.model import (
     load_policy,
     load_tokenizer,
@@ -29,7 +30,7 @@ from orpo_dist.model import (
     trainable_share,
 )
 from orpo_dist.report import write_report
-from orpo_dist.trainer import ORPOTrainer, columns_of, limits_of, total_steps
+from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -40,7 +41,7 @@ class Interrupted(Exception):
 
 
 def train(config: ORPOConfig) -> TrainedModel:
-    """Fine-tune ``config.model`` with ORPO on ``config.data_path``; everything lands in the run folder.
+    """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
 
     Returns a handle on the trained model. Raises ``UserError`` for what the user can mend, and
     ``Interrupted`` after Ctrl-C or SIGTERM, with a checkpoint saved.
@@ -138,7 +139,9 @@ def _report_data(folder: RunFolder, train: PairDataset, valid: PairDataset | Non
             logger.log(logging.WARNING if loud else logging.INFO, "%s data: %s", name, sentence)
         skipped[name] = {reason: entry["count"] for reason, entry in report["skipped"].items()}
     if leaked:
-        logger.warning("valid data: %d of %d pairs are also in the training data", leaked, len(valid or []))
+        logger.warning(
+            "valid data: %d of %d pairs are also in the training data", leaked, len(valid or [])
+        )
     folder.update_run(skipped=skipped)
 
 
@@ -210,6 +213,11 @@ def _save(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
     if config.merge_adapter:
         trainer.model = merge_adapter(trainer.model, config)
         trainer.model_wrapped = trainer.model
+    elif config.use_dora:
+        logger.warning(
+            "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or train "
+            "with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's magnitudes"
+        )
     trainer.save_model(str(folder.path))
 
 

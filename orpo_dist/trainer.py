@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
-from orpo_dist.batching import Plan, nll_token_counts, repeats_of
+from orpo_dist.batching import nll_token_counts
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Columns, Encoder, Limits, PairDataset, Source, build
-from orpo_dist.loading import LoadedStep, StepDataset, step_loader
+from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
 from orpo_dist.model import add_adapter, disable_dropout, load_policy, load_tokenizer
 from orpo_dist.objective import orpo_loss
@@ -60,11 +59,11 @@ class ORPOTrainer(Trainer):
                 "TrainingArguments go into ORPOConfig(trainer_args={...})"
             )
         config = resolve(config, has_eval=eval_dataset is not None)
-        model, processing_class = _model_and_tokenizer(model, config, processing_class)
-        disable_dropout(model)
+        policy, processing_class = _model_and_tokenizer(model, config, processing_class)
+        disable_dropout(policy)
         if peft_config is not None:
-            model = add_adapter(model, peft_config)
-        encoder = Encoder(processing_class, config.chat_template, limits_of(config, model.config))
+            policy = add_adapter(policy, peft_config)
+        encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs, eval_pairs = (
             as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
         )
@@ -77,7 +76,7 @@ class ORPOTrainer(Trainer):
         self.config = config
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
         super().__init__(
-            model=model,
+            model=policy,
             args=training_args,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
@@ -110,11 +109,15 @@ class ORPOTrainer(Trainer):
             raise UserError("evaluation needs an eval_dataset")
         if not isinstance(pairs, PairDataset):
             encoder = Encoder(
-                self.processing_class, self.config.chat_template, limits_of(self.config, self.model.config)
+                self.processing_class,
+                self.config.chat_template,
+                limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
         plan = make_plan(
-            self.config.replace(gradient_accumulation=1, data_weights=None), pairs, self.args.world_size
+            self.config.replace(gradient_accumulation=1, data_weights=None),
+            pairs,
+            self.args.world_size,
         )
         steps = plan.in_order(self.args.process_index)
         return self._loader(pairs, lambda: steps, len(steps))
@@ -224,56 +227,3 @@ def _model_and_tokenizer(model: Any, config: ORPOConfig, tokenizer: Any) -> tupl
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path, config)
     return model, tokenizer
-
-
-def limits_of(config: ORPOConfig, model_config: Any) -> Limits:
-    """The length limits of a run; without ``max_seq_length`` the model's context is the limit."""
-    text_config = model_config.get_text_config()
-    context = getattr(text_config, "max_position_embeddings", None)
-    if config.max_seq_length and context and config.max_seq_length > context:
-        raise UserError(
-            f"max_seq_length {config.max_seq_length} is over the model's context of {context} tokens"
-        )
-    return Limits(
-        prompt=config.max_prompt_length,
-        completion=config.max_completion_length,
-        sequence=config.max_seq_length or context,
-        skip_overlong=config.overlong == "skip",
-    )
-
-
-def columns_of(config: ORPOConfig) -> Columns:
-    """The column names of a run."""
-    return Columns(
-        config.prompt_text_column,
-        config.text_column,
-        config.rejected_text_column,
-        config.category_column,
-    )
-
-
-def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig) -> Any:
-    """Rows in memory as pairs; a ``PairDataset`` and None pass through."""
-    if rows is None or isinstance(rows, PairDataset):
-        return rows
-    named = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-    source = Source("dataset", named, [])
-    return build([source], encoder, columns_of(config), strict=config.strict_data)
-
-
-def make_plan(config: ORPOConfig, pairs: PairDataset, world_size: int) -> Plan:
-    """The step plan of a run over ``pairs``."""
-    return Plan(
-        lengths=pairs.lengths,
-        nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
-        global_batch=config.pairs_per_rank_step * world_size,
-        micro_batch=config.batch_size,
-        world_size=world_size,
-        seed=config.seed,
-        repeats=repeats_of(pairs.source_ids, config.data_weights),
-    )
-
-
-def total_steps(config: ORPOConfig, plan: Plan) -> int:
-    """Optimizer steps of the whole run."""
-    return config.max_steps or math.ceil(config.epochs * plan.steps_per_epoch)

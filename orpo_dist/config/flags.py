@@ -60,8 +60,7 @@ def _add_flag(heading: Any, name: str, field: FieldInfo) -> None:
         return
     if get_origin(field.annotation) is list or list in accepted:
         options |= {"nargs": "+"}
-    order = field.annotation.__args__ if hasattr(field.annotation, "__args__") else ()
-    options["metavar"] = "|".join(sorted(choices, key=str(order).find)) or "VALUE"
+    options["metavar"] = "|".join(sorted(choices)) or "VALUE"
     heading.add_argument(flag, **options)
 
 
@@ -87,6 +86,6 @@ def _from_text(name: str, value: Any) -> Any:
     if name == "trainer_args":
         try:
             return yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"trainer_args {value!r}: is not a YAML or JSON mapping") from error
     return value

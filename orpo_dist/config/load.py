@@ -26,10 +26,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "broken"
         raise UserError(f"config {path}{where}: is not YAML ({problem})") from error
+    except ValueError as error:  # a date like 2024-13-45
+        raise UserError(f"config {path}: holds a value that cannot be read ({error})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"config {path}: must be a mapping of settings, not {type(values).__name__}")
+        raise UserError(
+            f"config {path}: must be a mapping of settings, not {type(values).__name__}"
+        )
     return values
 
 
@@ -39,7 +43,7 @@ def build_config(values: Mapping[str, Any], where: str = "") -> ORPOConfig:
     where: named at the start of the sentence, e.g. the file the values came from.
     """
     try:
-        return ORPOConfig(**values)
+        return ORPOConfig.model_validate(dict(values))
     except ValidationError as error:
         sentences = [_sentence(problem) for problem in error.errors()]
         raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error

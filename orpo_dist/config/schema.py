@@ -35,16 +35,18 @@ OWNED_TRAINER_ARGS = {
 
 def setting(group: str, default: Any, description: str, **checks: Any) -> Any:
     """A config field with its help text and the heading it stands under in ``--help``."""
-    return Field(
-        default, description=description, json_schema_extra={"group": group}, **checks
-    )
+    return Field(default, description=description, json_schema_extra={"group": group}, **checks)
 
 
 class ORPOConfig(BaseModel):
     """All settings of one ORPO run. Immutable; unknown names and bad values raise ``ValueError``."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
     # fmt: off
@@ -135,10 +137,12 @@ class ORPOConfig(BaseModel):
     def _no_silent_coercion(cls, value: Any, info: Any) -> Any:
         """YAML reads ``no`` as False and pydantic reads True as 1: neither may slip through."""
         accepted = leaves(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and bool not in accepted and dict not in accepted:
+        given = value if isinstance(value, list) else [value]
+        booleans = [item for item in given if isinstance(item, bool)]
+        if booleans and bool not in accepted and dict not in accepted:
             if value is False and accepted & {"no", "none"}:
                 return "no" if "no" in accepted else "none"
-            raise ValueError(f"expected a value, got {str(value).lower()}")
+            raise ValueError(f"expected a value, got {str(booleans[0]).lower()}")
         if info.field_name in ("data_path", "valid_data_path"):
             return [value] if isinstance(value, str) else value or []
         return value
@@ -148,6 +152,7 @@ class ORPOConfig(BaseModel):
     def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             ours = ALIASES.get(name) or OWNED_TRAINER_ARGS.get(name)
+            ours = ours or (name if name in cls.model_fields else None)
             if ours:
                 raise ValueError(f"'{name}' is set by {ours}, not under trainer_args")
         return value

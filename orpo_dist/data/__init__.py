@@ -4,6 +4,19 @@ from orpo_dist.data.encode import Encoder, Limits
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.prepare import build, cache_root, prepare
 from orpo_dist.data.rows import Columns
+from orpo_dist.data.settings import as_pairs, columns_of, limits_of
 from orpo_dist.data.sources import Source
 
-__all__ = ["Columns", "Encoder", "Limits", "PairDataset", "Source", "build", "cache_root", "prepare"]
+__all__ = [
+    "Columns",
+    "Encoder",
+    "Limits",
+    "PairDataset",
+    "Source",
+    "as_pairs",
+    "build",
+    "cache_root",
+    "columns_of",
+    "limits_of",
+    "prepare",
+]

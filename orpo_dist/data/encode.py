@@ -51,22 +51,23 @@ class Encoder:
     Jinja file or text; it is stored in the tokenizer, so that a saved model keeps it.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None, limits: Limits = Limits()):  # noqa: B008
+    def __init__(self, tokenizer: Any, chat_template: str | None = None, limits: Limits = Limits()):
         if tokenizer.eos_token_id is None:
             raise UserError(
                 "the tokenizer has no end-of-text token, so answers could never end; set "
                 "eos_token in its tokenizer_config.json"
             )
         self.tokenizer, self.limits = tokenizer, limits
-        self.wraps_strings = chat_template != "none" and bool(
-            tokenizer.chat_template or chat_template
-        )
-        if chat_template not in (None, "none"):
-            tokenizer.chat_template = _read_template(chat_template)
-        elif not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
         probe = tokenizer("a")["input_ids"]
         self._bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []
+        own = tokenizer.chat_template
+        if str(own).endswith(PLAIN_TEMPLATE):  # stored there by an encoder, maybe of an older run
+            own = None
+        self.wraps_strings = chat_template != "none" and bool(own or chat_template)
+        if chat_template not in (None, "none"):
+            tokenizer.chat_template = _read_template(chat_template)
+        elif not own:
+            tokenizer.chat_template = "{{ bos_token }}" * bool(self._bos) + PLAIN_TEMPLATE
         self._tail, self.end_id, self._template_bos = self._study_template()
 
     def _study_template(self) -> tuple[str, int, bool]:
@@ -118,7 +119,9 @@ class Encoder:
             answer = bare = bare.removesuffix(end).rstrip()
         return answer
 
-    def encode_answer(self, prompt: str | list[Message], answer: str) -> tuple[list[int], list[int]]:
+    def encode_answer(
+        self, prompt: str | list[Message], answer: str
+    ) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and one answer, untruncated; for scoring."""
         text, bare = self.texts(prompt, [answer])
         ids, joint = self._tokenize([text, text + bare])
@@ -207,7 +210,7 @@ def _read_template(template: str) -> str:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise UserError(
             f"chat_template {template}: is neither Jinja text nor a readable file"
         ) from error

@@ -58,8 +58,8 @@ class PairDataset:
     def load(cls, folder: Path) -> PairDataset:
         """Map a saved dataset; the tokens stay on disk until they are read."""
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        arrays = [
-            np.load(folder / f"{name}.npy", mmap_mode="r" if name == "tokens" else None)
-            for name in ("tokens", "lengths", "category_ids", "source_ids")
-        ]
-        return cls(*arrays, report)
+        tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        lengths, category_ids, source_ids = (
+            np.load(folder / f"{name}.npy") for name in ("lengths", "category_ids", "source_ids")
+        )
+        return cls(tokens, lengths, category_ids, source_ids, report)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from orpo_dist.data.encode import Encoded, Encoder, Limits
+from orpo_dist.data.encode import Encoded, Encoder
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.report import DataReport
 from orpo_dist.data.rows import REASONS, Columns, Example, Unusable, parse_row
@@ -99,13 +99,14 @@ def build(
     category_ids: list[int] = []
     source_ids: list[int] = []
     categories: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, source in enumerate(sources):
         report.start_source(paths[number] if paths else source.name)
         default = source.name if len(sources) > 1 else ""
         for category, pair in _pairs(source, encoder, columns, report, strict, progress):
-            category = category or default
-            categories[category] = categories.get(category, 0) + 1
-            category_ids.append(list(categories).index(category))
+            name = category or default
+            categories[name] = categories.get(name, 0) + 1
+            category_ids.append(numbers.setdefault(name, len(numbers)))
             source_ids.append(number)
             lengths.append((len(pair.prompt), len(pair.chosen), len(pair.rejected)))
             tokens.append(np.asarray(pair.prompt + pair.chosen + pair.rejected, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""What happened to the data on its way in: counts by reason, token lengths, what truncation cost."""
+"""What happened to the data on its way in: counts by reason, token lengths, cuts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOUD_SHARE = 0.25  # cutting more than a quarter of all prompts or answers is wo
 
 
 class DataReport:
-    """Collects counts while rows stream by; ``finish`` gives the content of ``data_report.json``."""
+    """Collects counts while rows stream by; ``finish`` gives data_report.json."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -93,19 +93,19 @@ def truncation_sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:
     if cut["prompt"]["count"]:
         share = cut["prompt"]["count"] / pairs
         lost = cut["prompt"]["tokens"] / tokens["prompt"]["total"]
-        said.append((
-            share > LOUD_SHARE or lost > LOUD_SHARE,
+        sentence = (
             f"{cut['prompt']['count']} of {pairs} prompts ({share:.0%}) are cut on the left, "
             f"{lost:.0%} of all prompt tokens are dropped; --max-prompt-length "
-            f"{tokens['prompt']['p95']} would keep 95 % of the prompts whole",
-        ))
+            f"{tokens['prompt']['p95']} would keep 95 % of the prompts whole"
+        )
+        said.append((share > LOUD_SHARE or lost > LOUD_SHARE, sentence))
     answers = cut["chosen"]["count"] + cut["rejected"]["count"]
     if answers:
         share = answers / (2 * pairs)
         longest = max(tokens["chosen"]["p95"], tokens["rejected"]["p95"])
-        said.append((
-            share > LOUD_SHARE,
+        sentence = (
             f"{answers} of {2 * pairs} answers ({share:.0%}) are cut on the right; 95 % of them "
-            f"have up to {longest} tokens (--max-completion-length, --max-seq-length)",
-        ))
-    return said  # fmt: skip
+            f"have up to {longest} tokens (--max-completion-length, --max-seq-length)"
+        )
+        said.append((share > LOUD_SHARE, sentence))
+    return said

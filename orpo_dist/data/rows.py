@@ -6,7 +6,6 @@ transcripts without a prompt column, where the prompt is what both sides share.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ REASONS = {
     "not_an_object": "the row is not an object with columns",
     "missing_column": "the row lacks the column of an answer",
     "wrong_type": "a text or message list was expected",
+    "broken_text": "a text holds half a character (a lone surrogate)",
     "unknown_role": "a message has a role other than system, user, assistant, tool",
     "empty_prompt": "the prompt is empty",
     "empty_chosen": "the chosen answer is empty",
@@ -84,6 +84,8 @@ def parse_row(row: Any, columns: Columns) -> Example:
         chosen, rejected, prompt = _split_transcripts(chosen, rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt, chosen, rejected = _split_conversations(prompt, chosen, rejected)
+    if isinstance(prompt, list) and not any(message["content"].strip() for message in prompt):
+        raise Unusable("empty_prompt")
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         raise Unusable("wrong_type")
     if not chosen.strip():
@@ -97,7 +99,18 @@ def parse_row(row: Any, columns: Columns) -> Example:
 
 
 def _category(value: Any) -> str:
-    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and _is_whole(value) else ""
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON escapes may leave half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _side(value: Any, empty_reason: str) -> str | list[Message]:
@@ -107,6 +120,8 @@ def _side(value: Any, empty_reason: str) -> str | list[Message]:
     if isinstance(value, str):
         if not value.strip():
             raise Unusable(empty_reason)
+        if not _is_whole(value):
+            raise Unusable("broken_text")
         return value
     if not isinstance(value, list):
         raise Unusable("wrong_type")
@@ -121,11 +136,14 @@ def _message(item: Any) -> Message:
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if isinstance(content, list):  # the parts form: [{"type": "text", "text": ...}]
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(parts) else None
     if not isinstance(role, str) or not isinstance(content, str):
         raise Unusable("wrong_type")
     if role.lower() not in ROLES:
         raise Unusable("unknown_role")
+    if not _is_whole(content):
+        raise Unusable("broken_text")
     return {"role": ROLES[role.lower()], "content": content}
 
 
@@ -147,6 +165,8 @@ def _split_conversations(
         asked = [m["content"].strip() for m in context if m["role"] == "user"]
         if prompt.strip() not in asked:
             raise Unusable("mismatched_prompts")
+    elif prompt is not None and prompt[-len(context) :] == context:
+        return prompt, *answers  # e.g. the system message stands in the prompt column only
     elif prompt is not None and context[: len(prompt)] != prompt:
         return prompt + context, *answers  # the sides go on where the prompt ends
     return context, *answers
@@ -157,7 +177,8 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[Any, Any, Any]:
     turns = _turns(chosen), _turns(rejected)
     if turns[0] and turns[1]:
         return turns[0], turns[1], None
-    shared = os.path.commonprefix([chosen, rejected])
+    differ = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    shared = chosen[: next(differ, min(len(chosen), len(rejected)))]
     shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]  # end between words
     if not shared.strip():
         raise Unusable("no_shared_prompt")

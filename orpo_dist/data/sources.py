@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of ``data_path``: its stream of rows and what identifies its content for caching."""
+    """One entry of ``data_path``: its rows, and what identifies its content for caching."""
 
     name: str
     rows: Iterable[tuple[str, Any]]
@@ -46,7 +47,8 @@ def open_source(path: str, split: str) -> Source:
         return _files_source(where.name, _folder_files(where, split))
     if where.is_file():
         return _files_source(where.name.split(".")[0], [where])
-    if where.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    # a hub id may hold a version, as in org/name-v1.1
+    if where.suffix[1:].isalpha() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"data file {path}: does not exist")
     return _datasets_source(path, split, local=False)
 
@@ -82,7 +84,7 @@ def read_file(file: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"data file {file}: is not UTF-8 text (byte {error.start}); convert it"
         ) from error
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data file {file}: cannot be read ({error})") from error
     if rows == 0:
         raise UserError(f"data file {file}: holds no rows")
@@ -97,7 +99,7 @@ def _open_text(file: Path) -> Any:
 def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return Unreadable()
 
 
@@ -121,8 +123,11 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(
             f"data file {file}:{error.lineno}: is not JSON ({error.msg}); expected an array of rows"
         ) from error
-    if isinstance(rows, dict):
-        raise UserError(f"data file {file}: holds one object; expected an array of rows")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data file {file}: cannot be read as JSON ({error})") from error
+    if not isinstance(rows, list):
+        what = "object" if isinstance(rows, dict) else "value"
+        raise UserError(f"data file {file}: holds one {what}; expected an array of rows")
     yield from enumerate(rows, start=1)
 
 

@@ -1,4 +1,4 @@
-"""Loss, metrics and every gradient equal TRL's ORPOTrainer on the same batch; and where we differ."""
+"""Loss, metrics and every gradient equal TRL's on the same batch; and where we differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ trl = pytest.importorskip("trl.experimental.orpo", reason="TRL is a development 
 
 
 def trl_trainer(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], folder: Path, beta: float, length: int = 512
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    beta: float,
+    length: int = 512,
 ) -> Any:
     from datasets import Dataset
 

@@ -1,0 +1,49 @@
+"""What a config says about data: length limits, column names, and rows given in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data.encode import Encoder, Limits
+from orpo_dist.data.pairs import PairDataset
+from orpo_dist.data.prepare import build
+from orpo_dist.data.rows import Columns
+from orpo_dist.data.sources import Source
+from orpo_dist.types import UserError
+
+
+def limits_of(config: ORPOConfig, model_config: Any) -> Limits:
+    """The length limits of a run; without ``max_seq_length`` the model's context is the limit."""
+    text_config = model_config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None)
+    if config.max_seq_length and context and config.max_seq_length > context:
+        raise UserError(
+            f"max_seq_length {config.max_seq_length} is over the model's context of {context} "
+            "tokens"
+        )
+    return Limits(
+        prompt=config.max_prompt_length,
+        completion=config.max_completion_length,
+        sequence=config.max_seq_length or context,
+        skip_overlong=config.overlong == "skip",
+    )
+
+
+def columns_of(config: ORPOConfig) -> Columns:
+    """The column names of a run."""
+    return Columns(
+        config.prompt_text_column,
+        config.text_column,
+        config.rejected_text_column,
+        config.category_column,
+    )
+
+
+def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig) -> Any:
+    """Rows in memory as pairs; a ``PairDataset`` and None pass through."""
+    if rows is None or isinstance(rows, PairDataset):
+        return rows
+    named = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    source = Source("dataset", named, [])
+    return build([source], encoder, columns_of(config), strict=config.strict_data)

@@ -1,0 +1,167 @@
+"""Chat templates: where they come from, what they write, and when they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_dist.data.encode import PLAIN_TEMPLATE, Encoded, Encoder
+from orpo_dist.data.rows import Example, Unusable
+from orpo_dist.types import UserError
+
+END = "<|im_end|>"
+LONG = "The quick brown fox jumps over the lazy dog, and then it does so once again."
+BOS_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+FUSSY_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
+)
+SHY_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+)
+STYLES = {"template": None, "plain": "none"}
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """The tokenizer as Llama's are: BOS before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A",
+        pair="<s> $A <s> $B",
+        special_tokens=[("<s>", tokenizer.bos_token_id)],
+    )
+    return tokenizer
+
+
+def untemplated(tokenizer: Any) -> Any:
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def encode_one(encoder: Encoder, *parts: Any) -> Encoded:
+    found = encoder.encode([Example(*parts)])[0]
+    assert isinstance(found, Encoded), found
+    return found
+
+
+def test_template_texts(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer)
+    turns = [{"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1"}]
+    turns = [{"role": "system", "content": "S"}, *turns, {"role": "user", "content": "Q2"}]
+    found = encode_one(encoder, turns, "yes", "no")
+    rendered = "".join(f"<|im_start|>{t['role']}\n{t['content']}{END}\n" for t in turns)
+    assert text_of(tokenizer, found.prompt) == rendered + "<|im_start|>assistant\n"
+    assert text_of(tokenizer, found.chosen) == f"yes{END}"
+    one = encode_one(encoder, "Q1", "yes", "no")
+    assert one == encode_one(encoder, turns[1:2], "yes", "no")
+    assert text_of(tokenizer, one.prompt).startswith(f"<|im_start|>user\nQ1{END}\n")
+
+
+def test_templates_from_a_file_a_text_or_nowhere(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text(FUSSY_TEMPLATE, encoding="utf-8")
+    from_text = encode_one(Encoder(tokenizer, FUSSY_TEMPLATE), " Q ", " yes ", "no")
+    assert tokenizer.chat_template == FUSSY_TEMPLATE
+    tokenizer.chat_template = None
+    assert encode_one(Encoder(tokenizer, str(path)), " Q ", " yes ", "no") == from_text
+    assert tokenizer.chat_template == FUSSY_TEMPLATE
+    assert text_of(tokenizer, from_text.prompt) == f"Q{END}"
+    assert text_of(tokenizer, from_text.chosen) == f"yes{END}"
+    plain = encode_one(Encoder(tokenizer, "none"), " Q ", " yes ", "no")
+    assert text_of(tokenizer, plain.prompt) == " Q "
+    assert text_of(tokenizer, plain.chosen) == f" yes {END}"
+    assert tokenizer.chat_template == FUSSY_TEMPLATE
+
+
+def test_a_generation_prompt_that_the_answer_does_not_follow(tokenizer: Any) -> None:
+    found = encode_one(Encoder(tokenizer, SHY_TEMPLATE), "Q", "yes", "no")
+    assert text_of(tokenizer, found.prompt) == f"user: Q{END}assistant: <think>"
+    assert text_of(tokenizer, found.chosen) == f"yes{END}"
+
+
+def test_without_a_template_strings_stay_plain_and_messages_get_one(tokenizer: Any) -> None:
+    encoder = Encoder(untemplated(tokenizer))
+    assert not encoder.wraps_strings
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
+    assert text_of(tokenizer, encode_one(encoder, "Q", "yes", "no").prompt) == "Q"
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    found = encode_one(encoder, turns, "yes", "no")
+    assert text_of(tokenizer, found.prompt) == "S\nUser: Q\nAssistant: "
+    assert text_of(tokenizer, found.chosen) == f"yes{END}"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_second_encoder_reads_the_prompt_like_the_first(
+    bos: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    """A run stores the plain template in its tokenizer; strings must stay plain afterwards."""
+    from transformers import AutoTokenizer
+
+    if bos:
+        with_bos(tokenizer)
+    first = Encoder(untemplated(tokenizer))
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    turns = [{"role": "user", "content": "Q"}]
+    for again in (Encoder(tokenizer), Encoder(reloaded)):
+        assert not again.wraps_strings
+        for prompt in ("Why?", turns):
+            assert again.prompt_ids(prompt) == first.prompt_ids(prompt)
+
+
+def test_a_template_that_refuses_one_example(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, FUSSY_TEMPLATE)
+    refused = Example([{"role": "system", "content": "S"}], "yes", "no")
+    found = encoder.encode([Example("Q1", "yes", "no"), refused, Example("Q2", "yes", "no")])
+    assert isinstance(found[1], Unusable) and found[1].reason == "template_refused"
+    assert found[::2] == [encode_one(encoder, q, "yes", "no") for q in ("Q1", "Q2")]
+    with pytest.raises(Unusable, match="template_refused"):
+        encoder.prompt_ids(refused.prompt)
+    assert encoder.encode([]) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("absent.jinja", "chat_template absent.jinja: is neither Jinja text nor a readable file"),
+        ("{% for m in messages %}", "the chat template fails on a plain question"),
+        ("{{ raise_exception('never') }}", "fails on a plain question: never"),
+        ("{{ messages[7].content.x }}", "fails on a plain question"),
+    ],
+)
+def test_bad_templates(template: str, message: str, tokenizer: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        Encoder(tokenizer, template)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_file_that_is_not_text(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jinja"
+    path.write_bytes(b"{{ '\xff' }}")
+    for bad in (path, tmp_path):
+        with pytest.raises(UserError, match="neither Jinja text nor a readable file"):
+            Encoder(tokenizer, str(bad))
+
+
+def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="end-of-text.*eos_token"):
+        Encoder(tokenizer)
