@@ -1,0 +1,46 @@
+# One virtual environment for everything; a second run reuses it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format
+
+help:
+	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
+	@echo "make test     set up, check and run the tests"
+	@echo "make check    formatting, lint, types and import contracts"
+	@echo "make install  set up $(VENV) only"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+	  f"orpo_dist needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.12 ...")'
+	@echo "== setting up $(VENV) (once; a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,quant]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@echo "== demo: SmolLM2-135M-Instruct learns to answer without filler"
+	$(BIN)/python examples/demo/demo.py
+
+test: check
+	@echo "== tests"
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	@echo "== formatting, lint, types, import contracts"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
