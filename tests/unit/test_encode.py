@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orpo_dist.data.encode import Encoded, Encoder, Limits
+from orpo_dist.data.encode import Encoder, Limits
 from orpo_dist.data.rows import Example, Unusable
+from tests.unit.encoding import (
+    BOS_TEMPLATE,
+    END,
+    FUSSY_TEMPLATE,
+    SHY_TEMPLATE,
+    encode_one,
+    ids_of,
+    reason,
+    text_of,
+    untemplated,
+    with_bos,
+)
 
-END = "<|im_end|>"
 LONG = "The quick brown fox jumps over the lazy dog, and then it does so once again."
-BOS_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-FUSSY_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
-)
-SHY_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: <think>{% endif %}"
-)
 STYLES = {"template": None, "plain": "none"}
-
-
-def with_bos(tokenizer: Any) -> Any:
-    """The tokenizer as Llama's are: BOS before every text."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A",
-        pair="<s> $A <s> $B",
-        special_tokens=[("<s>", tokenizer.bos_token_id)],
-    )
-    return tokenizer
-
-
-def untemplated(tokenizer: Any) -> Any:
-    tokenizer.chat_template = None
-    return tokenizer
-
-
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def encode_one(encoder: Encoder, *parts: Any) -> Encoded:
-    found = encoder.encode([Example(*parts)])[0]
-    assert isinstance(found, Encoded), found
-    return found
-
-
-def reason(encoder: Encoder, *parts: Any) -> str:
-    found = encoder.encode([Example(*parts)])[0]
-    assert isinstance(found, Unusable), found
-    return found.reason
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -157,9 +117,8 @@ def test_each_answer_has_its_own_budget(tokenizer: Any) -> None:
     prompt, short = len(whole.prompt), len(whole.rejected)
     sequence = prompt + short
     assert len(whole.chosen) > short > 2
-    cut = encode_one(
-        Encoder(tokenizer, "none", Limits(sequence=sequence)), "What is it?", LONG, "It is no fox"
-    )
+    limits = Limits(prompt=sequence - 2, sequence=sequence)
+    cut = encode_one(Encoder(tokenizer, "none", limits), "What is it?", LONG, "It is no fox")
     assert (cut.prompt, cut.rejected) == (whole.prompt, whole.rejected)
     assert cut.chosen == [*whole.chosen[: short - 1], tokenizer.eos_token_id]
     assert cut.full_lengths == whole.full_lengths
@@ -191,14 +150,16 @@ OPTIONAL = st.none() | st.integers(1, 30)
 NO_RESET = [HealthCheck.function_scoped_fixture]
 
 
-@given(
-    WORDS, WORDS, WORDS, OPTIONAL, OPTIONAL.filter(lambda n: n != 1), st.none() | st.integers(4, 40)
+LIMITS = st.builds(
+    Limits, OPTIONAL, OPTIONAL.filter(lambda length: length != 1), st.none() | st.integers(4, 40)
 )
+
+
+@given(WORDS, WORDS, WORDS, LIMITS)
 @settings(max_examples=150, deadline=None, suppress_health_check=NO_RESET)
 def test_limits_hold_for_any_pair(
-    tokenizer: Any, prompt: str, chosen: str, rejected: str, *lengths: int | None
+    tokenizer: Any, prompt: str, chosen: str, rejected: str, limits: Limits
 ) -> None:
-    limits = Limits(*lengths)
     found = Encoder(tokenizer, None, limits).encode([Example(prompt, chosen, rejected)])[0]
     if isinstance(found, Unusable):
         assert found.reason in ("over_length", "identical_answers")

@@ -113,7 +113,7 @@ def test_string_prompt_may_be_any_question_of_the_conversation() -> None:
 
 def test_hh_transcripts_hold_their_prompt() -> None:
     shared = "\n\nHuman: Hi\nthere\n\nAssistant: Hello.\n\nHuman: How?\n\nAssistant:"
-    raw = {"chosen": f"{shared} So.\n\nAnd so.", "rejected": f"{shared} No."}
+    raw = {"chosen": f"{shared} So.\n\nAnd so.", "rejected": f"{shared} No.\n\n"}
     expected = Example(talk("Hi\nthere", "Hello.", "How?"), "So.\n\nAnd so.", "No.")
     assert parse_row(raw, COLUMNS) == expected
     assert parse_row({key: text.lstrip() for key, text in raw.items()}, COLUMNS) == expected

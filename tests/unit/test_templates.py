@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orpo_dist.data.encode import PLAIN_TEMPLATE, Encoded, Encoder
+from orpo_dist.data.encode import PLAIN_TEMPLATE, Encoder
 from orpo_dist.data.rows import Example, Unusable
 from orpo_dist.types import UserError
-
-END = "<|im_end|>"
-LONG = "The quick brown fox jumps over the lazy dog, and then it does so once again."
-BOS_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+from tests.unit.encoding import (
+    END,
+    FUSSY_TEMPLATE,
+    SHY_TEMPLATE,
+    encode_one,
+    text_of,
+    untemplated,
+    with_bos,
 )
-FUSSY_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
-)
-SHY_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: <think>{% endif %}"
-)
-STYLES = {"template": None, "plain": "none"}
-
-
-def with_bos(tokenizer: Any) -> Any:
-    """The tokenizer as Llama's are: BOS before every text."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A",
-        pair="<s> $A <s> $B",
-        special_tokens=[("<s>", tokenizer.bos_token_id)],
-    )
-    return tokenizer
-
-
-def untemplated(tokenizer: Any) -> Any:
-    tokenizer.chat_template = None
-    return tokenizer
-
-
-def ids_of(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def encode_one(encoder: Encoder, *parts: Any) -> Encoded:
-    found = encoder.encode([Example(*parts)])[0]
-    assert isinstance(found, Encoded), found
-    return found
 
 
 def test_template_texts(tokenizer: Any) -> None:
@@ -93,6 +53,13 @@ def test_templates_from_a_file_a_text_or_nowhere(tokenizer: Any, tmp_path: Path)
 def test_a_generation_prompt_that_the_answer_does_not_follow(tokenizer: Any) -> None:
     found = encode_one(Encoder(tokenizer, SHY_TEMPLATE), "Q", "yes", "no")
     assert text_of(tokenizer, found.prompt) == f"user: Q{END}assistant: <think>"
+    assert text_of(tokenizer, found.chosen) == f"yes{END}"
+
+
+def test_what_follows_an_answer_is_no_part_of_it(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}\n---\n{% endfor %}"
+    found = encode_one(Encoder(tokenizer, template), "Q", "yes", "no")
+    assert text_of(tokenizer, found.prompt) == "Q\n---\n"
     assert text_of(tokenizer, found.chosen) == f"yes{END}"
 
 
@@ -163,5 +130,5 @@ def test_a_template_file_that_is_not_text(tokenizer: Any, tmp_path: Path) -> Non
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="end-of-text.*eos_token"):
+    with pytest.raises(UserError, match=r"end-of-text.*eos_token"):
         Encoder(tokenizer)
