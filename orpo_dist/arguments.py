@@ -25,6 +25,7 @@ def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
     precision = resolve_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or none")
+    _check_choices(config)
     evaluate = _eval_strategy(config, has_eval)
     save, save_steps = config.save_strategy, config.save_steps
     if config.keeps_best:
@@ -76,11 +77,6 @@ def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
     from transformers import TrainingArguments
 
     names = {field.name for field in fields(TrainingArguments)}
-    for name in config.trainer_args:
-        if name not in names:
-            message = explain_unknown(name, names).partition(":")[2].strip()
-            raise UserError(f"trainer_args: unknown setting '{name}': {message}")
-    _check_choices(config)
     metric = _eval_metric(config.metric_for_best_model)
     checkpointing = (
         "activation_checkpointing"
@@ -127,7 +123,8 @@ def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
 
 
 def _check_choices(config: ORPOConfig) -> None:
-    """Schedules and optimizers are transformers' own; name the choices when one is not."""
+    """Schedules, optimizers, loggers and trainer_args are transformers' own: name the choices."""
+    from transformers import TrainingArguments
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
@@ -138,6 +135,11 @@ def _check_choices(config: ORPOConfig) -> None:
         choices = [kind.value for kind in kinds]
         if value not in choices:
             raise UserError(f"{name} '{value}': is not one of {', '.join(choices)}")
+    known = {field.name for field in fields(TrainingArguments)}
+    for name in config.trainer_args:
+        if name not in known:
+            raise UserError(f"trainer_args: {explain_unknown(name, known)}")
+    reporters(config)
 
 
 def reporters(config: ORPOConfig) -> list[str]:

@@ -8,8 +8,9 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from orpo_dist.console import set_up_logging
 from orpo_dist.types import UserError
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
@@ -25,7 +26,8 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    set_up_logging()
+    parser = _Parser(
         prog="orpo-dist",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,9 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
             _FLAGS[name](command)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("orpo_dist").setLevel(logging.INFO)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns as it is imported
     try:
         options, unknown = parser.parse_known_args(arguments)
         if options.command is None:
@@ -55,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see '{self.prog} --help')")
+
+
 def _refuse_unknown(unknown: list[str]) -> None:
     if not unknown:
         return
@@ -64,11 +70,16 @@ def _refuse_unknown(unknown: list[str]) -> None:
     word = unknown[0].partition("=")[0]
     if not word.startswith("--"):
         raise UserError(f"unexpected argument '{word}'")
-    kebab = word.replace("_", "-")
-    if kebab[2:].replace("-", "_") in ORPOConfig.model_fields and kebab != word:
-        raise UserError(f"unknown flag '{word}': did you mean {kebab}?")
-    message = explain_unknown(word.lstrip("-").replace("-", "_"), ORPOConfig.model_fields)
-    raise UserError(message.replace("unknown setting '", "unknown flag '--"))
+    name = word[2:].replace("-", "_")
+    if name in ORPOConfig.model_fields:
+        flag = _flag(name)
+        why = f"did you mean {flag}?" if flag != word else "this command does not take it"
+        raise UserError(f"unknown flag '{word}': {why}")
+    raise UserError(explain_unknown(name, ORPOConfig.model_fields, "flag", _flag))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 # --- flags
@@ -135,9 +146,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from orpo_dist.config.flags import config_values
 
     values = config_values(options)
+    from orpo_dist.console import quieten_libraries
     from orpo_dist.evaluation import evaluate_model, format_evaluation
     from orpo_dist.handle import run_config
-    from orpo_dist.model import quieten_libraries
 
     quieten_libraries()
     from_run = run_config(options.model)
@@ -177,8 +188,8 @@ def _generate(options: argparse.Namespace) -> int:
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")
+    from orpo_dist.console import quieten_libraries
     from orpo_dist.handle import load
-    from orpo_dist.model import quieten_libraries
 
     quieten_libraries()
     sampling: dict[str, Any] = {}

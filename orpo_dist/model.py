@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +52,20 @@ def load_tokenizer(model: str, config: ORPOConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks go by position, so sharing is harmless
     return tokenizer
+
+
+def load_model_config(model: str, config: ORPOConfig) -> Any:
+    """The model's config.json alone, for what must be known before any weight is loaded."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            locate(model),
+            revision=config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loadable("config of model", model, error) from error
 
 
 def load_policy(config: ORPOConfig) -> Any:
@@ -211,14 +223,3 @@ def trainable_share(model: Any) -> tuple[int, int]:
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()
     return model.num_parameters(only_trainable=True), model.num_parameters()
-
-
-def quieten_libraries() -> None:
-    """Our own lines and progress bars are enough; errors still come through."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
-    for library in ("transformers", "peft"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -15,18 +15,19 @@ from orpo_dist.arguments import resolve
 from orpo_dist.batching import Plan
 from orpo_dist.callbacks import MetricsFile, named_log, read_metrics, tensorboard
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
+from orpo_dist.console import quieten_libraries
+from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare, template_text
 from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import StopOnSignal
 from orpo_dist.loading import total_steps
 from orpo_dist.model import (
+    load_model_config,
     load_policy,
     load_tokenizer,
     locate,
     merge_adapter,
-    quieten_libraries,
     trainable_share,
 )
 from orpo_dist.report import write_report
@@ -58,6 +59,12 @@ def train(config: ORPOConfig) -> TrainedModel:
     folder.update_run(status="running", started=started, versions=versions(), error=None)
     try:
         handle = _train(config, folder, checkpoint)
+    except torch.OutOfMemoryError as error:
+        folder.update_run(status="failed", error=str(error))
+        raise UserError(
+            f"out of GPU memory ({str(error).splitlines()[0]}); lower --batch-size and raise "
+            "--gradient-accumulation, or try --gradient-checkpointing, --peft, --quantization int4"
+        ) from error
     except BaseException as error:
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
         folder.update_run(
@@ -74,18 +81,19 @@ def train(config: ORPOConfig) -> TrainedModel:
 
 
 def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> TrainedModel:
-    from transformers import AutoConfig, set_seed
+    from transformers import set_seed
 
     assert config.model is not None
+    name = config.model
     set_seed(config.seed)
-    tokenizer = load_tokenizer(config.model, config)
-    model_config = AutoConfig.from_pretrained(
-        config.model, revision=config.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    encoder = Encoder(tokenizer, config.chat_template, limits_of(config, model_config))
+    config = resolve(config, has_eval=bool(config.valid_data_path or config.valid_split))
+    # The text and not the path of a template: the run folder stands on its own.
+    config = config.replace(chat_template=template_text(config.chat_template))
+    tokenizer = load_tokenizer(name, config)
+    limits = limits_of(config, load_model_config(name, config))
+    encoder = Encoder(tokenizer, config.chat_template, limits)
     train_pairs, eval_pairs = load_data(config, encoder)
     _report_data(folder, train_pairs, eval_pairs)
-    config = resolve(config, has_eval=eval_pairs is not None)
     stop = StopOnSignal()
     trainer = ORPOTrainer(
         model=load_policy(config),
@@ -121,6 +129,12 @@ def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDa
         paths = config.valid_data_path
     elif config.valid_split:
         split, paths = config.valid_split, config.data_path
+        for path in paths:
+            if Path(path).is_file():
+                raise UserError(
+                    f"valid_split {split}: {path} is a single file and has no splits; set "
+                    "valid_data_path"
+                )
     else:
         return train_pairs, None
     return train_pairs, prepare(paths, encoder, columns, split, config.strict_data)

@@ -1,13 +1,12 @@
 """The demo: a small chat model learns to answer at once, without filler.
 
-``make demo`` runs it. It trains a LoRA adapter on 128 of the 192 pairs in ``train.jsonl`` and judges
-on the 64 pairs of ``eval.jsonl``, which the training never sees.
+``make demo`` runs it. It trains a LoRA adapter on 128 of the 192 pairs in ``train.jsonl`` and
+judges on the 64 pairs of ``eval.jsonl``, which the training never sees.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from pathlib import Path
@@ -15,11 +14,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from orpo_dist.console import quieten_libraries, set_up_logging  # noqa: E402
+
+set_up_logging()
+
 from smollm2 import smollm2  # noqa: E402
 
 from orpo_dist import TrainedModel, evaluate_model, load, load_config, train  # noqa: E402
 from orpo_dist.evaluation import format_evaluation  # noqa: E402
-from orpo_dist.model import quieten_libraries  # noqa: E402
 
 QUESTIONS = 3
 
@@ -29,8 +31,6 @@ def answers(handle: TrainedModel, prompts: list[str]) -> list[str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("orpo_dist").setLevel(logging.INFO)
     quieten_libraries()
     evaluation_file = str(HERE / "eval.jsonl")
     rows = [json.loads(line) for line in Path(evaluation_file).read_text().splitlines()]

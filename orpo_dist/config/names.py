@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # Spellings of TRL, transformers, AutoTrain, Axolotl and LLaMA-Factory -> ours. A value may say more
 # than a name where the setting works differently here.
@@ -64,14 +64,20 @@ ALIASES = {
 }
 
 
-def explain_unknown(name: str, known: Iterable[str]) -> str:
-    """One sentence on a name that is not a setting, with the right one where it can be guessed."""
+def explain_unknown(
+    name: str, known: Iterable[str], kind: str = "setting", write: Callable[[str], str] = str
+) -> str:
+    """One sentence on a name that is not a setting, with the right one where it can be guessed.
+
+    write: how names look where this is read, e.g. as flags.
+    """
+    unknown = f"unknown {kind} '{write(name)}'"
     if name in ALIASES:
-        return f"unknown setting '{name}': here it is called {ALIASES[name]}"
-    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.7)
+        return f"{unknown}: here it is called {write(ALIASES[name])}"
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     if close:
-        return f"unknown setting '{name}': did you mean {close[0]}?"
+        return f"{unknown}: did you mean {write(close[0])}?"
     return (
-        f"unknown setting '{name}': see 'orpo-dist train --help' for the names; anything else that "
+        f"{unknown}: see 'orpo-dist train --help' for the names; anything else that "
         "transformers' TrainingArguments takes goes under trainer_args"
     )

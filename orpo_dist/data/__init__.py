@@ -1,6 +1,6 @@
 """Data in: files or hub -> rows -> chat template -> token ids -> truncated pairs, all counted."""
 
-from orpo_dist.data.encode import Encoder, Limits
+from orpo_dist.data.encode import Encoder, Limits, template_text
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.prepare import build, cache_root, prepare
 from orpo_dist.data.rows import Columns
@@ -19,4 +19,5 @@ __all__ = [
     "columns_of",
     "limits_of",
     "prepare",
+    "template_text",
 ]

@@ -65,7 +65,7 @@ class Encoder:
             own = None
         self.wraps_strings = chat_template != "none" and bool(own or chat_template)
         if chat_template not in (None, "none"):
-            tokenizer.chat_template = _read_template(chat_template)
+            tokenizer.chat_template = template_text(chat_template)
         elif not own:
             tokenizer.chat_template = "{{ bos_token }}" * bool(self._bos) + PLAIN_TEMPLATE
         self._tail, self.end_id, self._template_bos = self._study_template()
@@ -179,6 +179,8 @@ class Encoder:
     ) -> Encoded | Unusable:
         chosen = self._answer_ids(ids[0], ids[1], texts[1])
         rejected = self._answer_ids(ids[0], ids[2], texts[2])
+        if {self.end_id, self.tokenizer.eos_token_id} & {*chosen[:-1], *rejected[:-1]}:
+            return Unusable("end_inside")
         bos = self._bos_of(prompt)
         has_bos = bool(bos) if self._is_plain(prompt) else self._template_bos
         return self._truncate(bos + ids[0], chosen, rejected, has_bos)
@@ -204,9 +206,9 @@ class Encoder:
         return Encoded(prompt, chosen, rejected, full)
 
 
-def _read_template(template: str) -> str:
-    """A template given as text, or as the path of a file that holds it."""
-    if "{" in template:
+def template_text(template: str | None) -> str | None:
+    """A chat template given as text or as the path of a file; None and "none" stay."""
+    if template in (None, "none") or "{" in template:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ REASONS = {
     "empty_prompt": "the prompt is empty",
     "empty_chosen": "the chosen answer is empty",
     "empty_rejected": "the rejected answer is empty",
+    "end_inside": "an answer holds the end-of-text token in its middle",
     "identical_answers": "chosen and rejected are the same",
     "mismatched_prompts": "chosen and rejected answer different prompts",
     "no_shared_prompt": "no prompt column, and the two sides share no beginning",

@@ -54,11 +54,14 @@ def open_source(path: str, split: str) -> Source:
 
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
-    """The data files of a folder; only those named after the split if there are any."""
+    """The data files of a folder: those named after the split; all for train if none is."""
     files = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
     if not files:
         raise UserError(f"data folder {folder}: holds no {', '.join(SUFFIXES[:4])} file")
-    return [file for file in files if file.name.startswith(split)] or files
+    named = [file for file in files if file.name.startswith(split)]
+    if not named and split != "train":
+        raise UserError(f"data folder {folder}: has no file named after the split '{split}'")
+    return named or files
 
 
 def _files_source(name: str, files: list[Path]) -> Source:
@@ -82,7 +85,7 @@ def read_file(file: Path) -> Iterator[tuple[str, Any]]:
             yield f"{file}:{number}", row
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data file {file}: is not UTF-8 text (byte {error.start}); convert it"
+            f"data file {file}: is not UTF-8 text; convert it, e.g. with iconv -t utf-8"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data file {file}: cannot be read ({error})") from error

@@ -222,13 +222,14 @@ def test_dry_run_prints_the_config_as_yaml(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--beta", "0.1"], ["--beta", "orpo_alpha"]),
-        (["--beta=0.1"], ["'--beta'", "orpo_alpha"]),
-        (["--learning-rate", "1"], ["called lr"]),
-        (["--orpo-alhpa", "1"], ["did you mean orpo_alpha"]),
+        (["--beta", "0.1"], ["'--beta'", "called --orpo-alpha"]),
+        (["--beta=0.1"], ["'--beta'", "--orpo-alpha"]),
+        (["--learning-rate", "1"], ["'--learning-rate'", "called --lr"]),
+        (["--orpo-alhpa", "1"], ["did you mean --orpo-alpha"]),
         (["--batch_size", "1"], ["'--batch_size'", "did you mean --batch-size"]),
         (["--quux-zap", "1"], ["--help"]),
-        (["--epoch", "1"], ["epochs"]),  # no silent abbreviations
+        (["--epoch", "1"], ["--epochs"]),  # no silent abbreviations
+        (["--lr"], ["--lr", "expected one argument", "train --help"]),
         (["stray"], ["unexpected argument 'stray'"]),
         (["--lr", "-1"], ["lr: ", "greater than 0", "'-1'"]),
         (["--lr", "fast"], ["lr: ", "'fast'"]),
@@ -284,7 +285,7 @@ def test_ctrl_c_has_its_own_exit_code(
 def test_the_process_exits_with_the_code_and_one_line(tmp_path: Path, tiny_model_dir: Path) -> None:
     beta = run("train", "--beta", "0.1")
     assert beta.returncode == 2 and beta.stdout == ""
-    assert "orpo_alpha" in only_line(beta.stderr)
+    assert "--orpo-alpha" in only_line(beta.stderr)
     absent = tmp_path / "absent.jsonl"
     flags = ["--model", str(tiny_model_dir), "--project-name", str(tmp_path / "run")]
     data = run("train", *flags, "--data-path", str(absent))

@@ -38,6 +38,7 @@ PLANTED: dict[str, Any] = {
     "no_shared_prompt": {"chosen": "yes", "rejected": "no"},
     "template_refused": {**GOOD, "prompt": [{"role": "system", "content": "Be good."}]},
     "over_length": {**GOOD, "chosen": "Because " * 30},
+    "end_inside": {**GOOD, "rejected": "No<|im_end|> idea."},
 }
 
 

@@ -213,6 +213,21 @@ def test_a_failed_run_says_so(tiny_model_dir: Path, tmp_path: Path) -> None:
     train(settings(tiny_model_dir, tmp_path, overwrite=True))
 
 
+def test_a_split_of_a_single_file_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="single file and has no splits"):
+        train(settings(tiny_model_dir, tmp_path, valid_split="test"))
+
+
+def test_a_template_file_becomes_part_of_the_run(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    handle = train(settings(tiny_model_dir, tmp_path / "run", chat_template=str(template)))
+    template.unlink()
+    again = load(tmp_path / "run")
+    assert again.encoder.prompt_ids("Hi") == handle.encoder.prompt_ids("Hi")
+    assert again.tokenizer.decode(again.encoder.prompt_ids("Hi")) == "[Hi]"
+
+
 def test_leaked_evaluation_pairs_are_counted(
     tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

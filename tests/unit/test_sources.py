@@ -164,7 +164,10 @@ def test_bad_json_files(content: str, message: str, write: Write) -> None:
 def test_not_utf8(name: str, write: Write) -> None:
     data = b'[{"prompt": "' + "ü".encode("latin-1") + b' abc"}]\n'
     path = write(name, gzip.compress(data) if name.endswith("gz") else data)
-    assert refusal(path) == f"data file {path}: is not UTF-8 text (byte 13); convert it"
+    assert (
+        refusal(path)
+        == f"data file {path}: is not UTF-8 text; convert it, e.g. with iconv -t utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,7 @@ def test_a_folder_with_files_named_after_splits(write: Write, tmp_path: Path) ->
     train = [{"file": "train-0.jsonl"}, {"file": "train-1.jsonl"}]
     assert rows_of(folder, "train") == train
     assert rows_of(folder, "test") == [{"file": "test.jsonl"}]
+    assert "no file named after the split 'dev'" in refusal(folder, "dev")
 
 
 def test_a_folder_without_data(write: Write, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""What a terminal shows: our own lines, progress bars, and no chatter from libraries."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+
+def set_up_logging() -> None:
+    """Our lines on stderr, bare; to be called before any heavy import."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("orpo_dist").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns as it is imported
+
+
+def quieten_libraries() -> None:
+    """Errors of libraries still come through; their notices and bars in log files do not."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    for library in ("transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
