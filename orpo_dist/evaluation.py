@@ -16,7 +16,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.handle import TrainedModel, load
 from orpo_dist.objective import log_odds_ratio
-from orpo_dist.padding import pad_pairs, padded_scores
+from orpo_dist.scoring import make_scorer
 from orpo_dist.types import UserError
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -33,7 +33,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def score_dataset(
-    model: Any, pairs: PairDataset, batch_size: int = 4, progress: bool = True
+    model: Any,
+    pairs: PairDataset,
+    batch_size: int = 4,
+    progress: bool = True,
+    attention: str = "auto",
 ) -> dict[str, np.ndarray]:
     """Score every pair once; arrays of shape (N,) in the order of ``pairs``.
 
@@ -42,13 +46,14 @@ def score_dataset(
     plan = Plan(pairs.lengths, pairs.lengths[:, 1], batch_size, batch_size)
     names = ("chosen_logp", "rejected_logp", "nll_sum")
     scores = {name: np.zeros(len(pairs)) for name in names}
+    scorer = make_scorer(model, attention)
     model.eval()
     bar = tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=None if progress else True)
     with torch.no_grad(), bar:
         for step in plan.in_order():
             indices = list(step.micro_batches[0])
-            batch = pad_pairs([pairs[index] for index in indices]).to(model.device)
-            found = padded_scores(model, batch)
+            batch = scorer.collate([pairs[index] for index in indices]).to(model.device)
+            found = scorer.score(model, batch)
             for name in names:
                 scores[name][indices] = getattr(found, name).double().cpu().numpy()
             bar.update(len(indices))
@@ -89,7 +94,7 @@ def evaluate_model(
     handle = model if isinstance(model, TrainedModel) else load(model, config)
     config = config or handle.config
     pairs = load_pairs(handle, data_path, config, progress)
-    scores = score_dataset(handle.model, pairs, config.batch_size, progress)
+    scores = score_dataset(handle.model, pairs, config.batch_size, progress, config.attention)
     nll_tokens = pairs.lengths[:, 1]
     result: dict[str, Any] = summarise(scores, nll_tokens)
     result["categories"] = {}

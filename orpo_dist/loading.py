@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from orpo_dist.batching import FILLER, Plan, Step, nll_token_counts, repeats_of
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.pairs import PairDataset
-from orpo_dist.padding import PaddedBatch, pad_pairs
+from orpo_dist.scoring import Batch, Scorer
 
 
 @dataclass(frozen=True)
 class LoadedStep:
     """This rank's micro-batches of one step, and the counts of the whole step over all ranks."""
 
-    batches: list[PaddedBatch]
+    batches: list[Batch]
     total_pairs: int
     total_nll_tokens: int
 
@@ -30,8 +30,8 @@ class LoadedStep:
 class StepDataset(Dataset):
     """Loads a planned step; its length is the number of pairs behind it."""
 
-    def __init__(self, pairs: PairDataset, nll_scope: str, pad_id: int):
-        self.pairs, self.nll_scope, self.pad_id = pairs, nll_scope, pad_id
+    def __init__(self, pairs: PairDataset, scorer: Scorer):
+        self.pairs, self.scorer = pairs, scorer
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -40,10 +40,10 @@ class StepDataset(Dataset):
         batches = [self._batch(indices) for indices in step.micro_batches]
         return LoadedStep(batches, step.total_pairs, step.total_nll_tokens)
 
-    def _batch(self, indices: tuple[int, ...]) -> PaddedBatch:
+    def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
         pairs = [self.pairs[index] for index in indices] if real else [self.pairs[0]]
-        return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
+        return self.scorer.collate(pairs, real)
 
 
 class StepSampler(Sampler):

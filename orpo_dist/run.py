@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from orpo_dist.arguments import resolve
-from orpo_dist.batching import Plan
 from orpo_dist.callbacks import MetricsFile, named_log, read_metrics, tensorboard
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
@@ -106,7 +105,7 @@ def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> Tr
     config = trainer.config
     folder.write_config(config)
     assert trainer.train_plan is not None
-    logger.info(derived_truth(config, trainer.model, trainer.train_plan))
+    logger.info(derived_truth(trainer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
@@ -183,19 +182,23 @@ def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> lis
     return found
 
 
-def derived_truth(config: ORPOConfig, model: Any, plan: Plan) -> str:
+def derived_truth(trainer: ORPOTrainer) -> str:
     """One line of what the settings amount to."""
+    config, model, plan = trainer.config, trainer.model, trainer.train_plan
+    assert plan is not None
     trains, total = trainable_share(model)
     steps, world = total_steps(config, plan), plan.world_size
     adapter = f"LoRA r={config.lora_r}, " if config.peft else ""
     base = f"{config.quantization} base, " if config.quantization else ""
+    attention = "packed" if trainer.scorer.packed else "padded"
     precision = {"none": "fp32"}.get(str(config.mixed_precision), config.mixed_precision)
     return (
         f"{Path(str(config.model)).name}: {adapter}{base}{_count(trains)} of {_count(total)} "
         f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps of "
         f"{plan.global_batch} pairs an epoch ({config.gradient_accumulation} × "
         f"{config.batch_size} on {world} process{'es' * (world > 1)}), {steps} steps in all | "
-        f"{next(model.parameters()).device.type}, {precision} | alpha {config.orpo_alpha:g}, "
+        f"{next(model.parameters()).device.type}, {precision}, "
+        f"{attention} attention | alpha {config.orpo_alpha:g}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
 

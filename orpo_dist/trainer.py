@@ -23,7 +23,7 @@ from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, t
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
 from orpo_dist.model import add_adapter, disable_dropout, load_policy, load_tokenizer
 from orpo_dist.objective import orpo_loss
-from orpo_dist.padding import PaddedBatch, padded_scores
+from orpo_dist.scoring import Batch, make_scorer
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
 Rows = PairDataset | Iterable[dict[str, Any]]
@@ -63,6 +63,9 @@ class ORPOTrainer(Trainer):
         disable_dropout(policy)
         if peft_config is not None:
             policy = add_adapter(policy, peft_config)
+        self.scorer = make_scorer(
+            policy, config.attention, config.nll_scope, processing_class.pad_token_id or 0
+        )
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs, eval_pairs = (
             as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
@@ -123,14 +126,14 @@ class ORPOTrainer(Trainer):
         return self._loader(pairs, lambda: steps, len(steps))
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
-        dataset = StepDataset(pairs, self.config.nll_scope, self.processing_class.pad_token_id or 0)
+        dataset = StepDataset(pairs, self.scorer)
         return step_loader(dataset, plan, steps, self.args.dataloader_num_workers)
 
     # --- one step
 
-    def score(self, model: Any, batch: PaddedBatch) -> PairScores:
+    def score(self, model: Any, batch: Batch) -> PairScores:
         """Log-probabilities of one micro-batch under ``model``."""
-        return padded_scores(model, batch.to(self.args.device))
+        return self.scorer.score(model, batch.to(self.args.device))
 
     def compute_objective(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, StepMetrics]:
         """This micro-batch's share of the step's loss; override for another objective."""

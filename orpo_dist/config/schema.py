@@ -96,6 +96,7 @@ class ORPOConfig(BaseModel):
 
     # --- memory and precision
     mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
+    attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
     gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
     quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
 
