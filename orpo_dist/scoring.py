@@ -28,6 +28,7 @@ logger = logging.getLogger("orpo_dist")
 Batch = PackedBatch | PaddedBatch
 
 LOGITS_BYTES = 2**28  # fp32 logits that may exist at once: 256 MiB
+MIN_CHUNK = 128  # tokens; smaller chunks would leave the hardware idle
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     Small inputs are scored at once; more than one chunk is recomputed in the backward pass.
     """
     vocabulary = core.config.get_text_config().vocab_size
-    size = max(128, LOGITS_BYTES // (4 * vocabulary))
+    size = max(MIN_CHUNK, LOGITS_BYTES // (4 * vocabulary))
     if len(targets) <= size:
         return _chunk_logps(core, hidden, targets)
     parts = [
