@@ -79,14 +79,18 @@ class ProgressLine(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self.bars = sys.stderr.isatty()
-        self._began, self._first = 0.0, 0
+        self._step_began, self._seconds, self._steps = 0.0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began, self._first = time.monotonic(), state.global_step
         if self.bars:
             super().on_train_begin(args, state, control, **kwargs)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step_began = time.monotonic()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._seconds += time.monotonic() - self._step_began
+        self._steps += 1
         if self.bars:
             super().on_step_end(args, state, control, **kwargs)
 
@@ -112,6 +116,5 @@ class ProgressLine(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.write(line, file=sys.stderr)
         else:
-            steps = state.global_step - self._first if self._began else 0
-            rate = f"  {(time.monotonic() - self._began) / steps:.2f} s/step" if steps else ""
+            rate = f"  {self._seconds / self._steps:.2f} s/step" if self._steps else ""
             print(line + rate * (not prefix), file=sys.stderr)

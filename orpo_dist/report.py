@@ -26,7 +26,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2937 }}
-h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }}
+h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} h3 {{ font-size: 1rem }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }}
 .tiles {{ display: flex; flex-wrap: wrap; gap: 1rem }} .tile {{ border: 1px solid #d1d5db; border-radius: .5rem; padding: .6rem 1rem }}
 .tile b {{ display: block; font-size: 1.4rem }} .tile span {{ color: #6b7280 }}
@@ -108,9 +108,11 @@ def _tiles(log: list[dict[str, Any]]) -> str:
 
 def curves_svg(log: list[dict[str, Any]]) -> str:
     """The training curves (lines) and evaluations (dots) as inline SVG."""
-    figure = curves_figure(log)
+    import matplotlib
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        curves_figure(log).savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
@@ -119,15 +121,15 @@ def curves_figure(log: list[dict[str, Any]]) -> Any:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(10, 6.4), layout="constrained")
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(12, 6.4), layout="constrained")
         for axis, (title, unit, curves) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for colour, (label, name) in zip(COLOURS, curves, strict=False):
                 _curve(axis, log, name, label, colour)
             axis.set(title=title, xlabel="optimizer step", ylabel=unit)
             axis.grid(alpha=0.25)
             if axis.get_legend_handles_labels()[0]:
-                axis.legend(frameon=False)
+                axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
