@@ -117,6 +117,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "valid_data_path": ["a", "b"],
         "data_weights": [2.0],
         "overlong": "skip",
+        "attention": "padded",
         "loss_form": "convex",
         "nll_scope": "prompt_and_completion",
         "mixed_precision": "bf16",

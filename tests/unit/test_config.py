@@ -50,6 +50,7 @@ DOCUMENTED = {
     "optimizer": "adamw_torch",
     "max_grad_norm": 1.0,
     "mixed_precision": None,
+    "attention": "auto",
     "gradient_checkpointing": False,
     "quantization": None,
     "peft": False,
