@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
+from orpo_dist.metrics import named_metrics
 from orpo_dist.model import resolve_precision
 from orpo_dist.types import UserError
 
@@ -66,7 +68,13 @@ def _eval_strategy(config: ORPOConfig, has_eval: bool) -> Strategy:
 
 def _eval_metric(name: str | None) -> str:
     """``eval/loss``, ``eval_loss`` and ``loss`` all mean the same; metrics.jsonl says ``loss``."""
-    return (name or "loss").removeprefix("eval/").removeprefix("eval_")
+    metric = (name or "loss").removeprefix("eval/").removeprefix("eval_")
+    known = ["loss", *named_metrics([0.0] * 6, 1.0, "additive")]
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1, cutoff=0.3)
+        guess = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+        raise UserError(f"metric_for_best_model '{name}': is not an evaluation metric; {guess}")
+    return metric
 
 
 def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
@@ -119,7 +127,14 @@ def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
         "remove_unused_columns": False,
         **config.trainer_args,
     }
-    return TrainingArguments(**settings)
+    try:
+        return TrainingArguments(**settings)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"trainer_args: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_choices(config: ORPOConfig) -> None:
@@ -142,11 +157,16 @@ def _check_choices(config: ORPOConfig) -> None:
     reporters(config)
 
 
+def loggers(config: ORPOConfig) -> list[str]:
+    """The names in ``log``."""
+    return [name.strip() for name in config.log.split(",") if name.strip()]
+
+
 def reporters(config: ORPOConfig) -> list[str]:
     """The loggers of ``log`` that transformers brings; TensorBoard is set up by the run itself."""
     from transformers.integrations import get_available_reporting_integrations
 
-    wanted = [name.strip() for name in config.log.split(",") if name.strip()]
+    wanted = loggers(config)
     available = get_available_reporting_integrations()
     for name in wanted:
         if name not in ("none", "tensorboard", *available):

@@ -11,6 +11,8 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from orpo_dist.folder import read_metrics
+
 
 def named_log(logs: dict[str, Any]) -> dict[str, float]:
     """A log entry as metrics.jsonl has it: numbers only, evaluations as ``eval/…``."""
@@ -41,19 +43,6 @@ class MetricsFile(TrainerCallback):
         entry = {"step": state.global_step, "epoch": state.epoch, **named_log(logs)}
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a line cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
 
 
 def tensorboard(folder: Path) -> TensorBoardCallback:

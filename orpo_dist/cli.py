@@ -101,7 +101,10 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run folder, a model folder or a hub id")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     add_config_flags(
-        parser, groups=("data",), also=("batch_size", "mixed_precision", "trust_remote_code")
+        parser,
+        groups=("data",),
+        also=("batch_size", "attention", "mixed_precision", "trust_remote_code"),
+        without=("valid_data_path", "data_weights"),
     )
 
 
@@ -146,6 +149,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from orpo_dist.config.flags import config_values
 
     values = config_values(options)
+    if options.json and not Path(options.json).resolve().parent.is_dir():
+        raise UserError(f"json {options.json}: its folder does not exist")
     from orpo_dist.console import quieten_libraries
     from orpo_dist.evaluation import evaluate_model, format_evaluation
     from orpo_dist.handle import run_config
@@ -177,10 +182,18 @@ def _say_data(report: dict[str, Any]) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    for flag, value, good in (
+        ("--max-new-tokens", options.max_new_tokens, options.max_new_tokens >= 1),
+        ("--temperature", options.temperature, options.temperature >= 0),
+        ("--top-p", options.top_p, 0 < options.top_p <= 1),
+        ("--seed", options.seed, options.seed >= 0),
+    ):
+        if not good:
+            raise UserError(f"{flag} {value}: is out of range")
     prompts = list(options.prompt)
     if options.prompts_file:
         try:
-            lines = Path(options.prompts_file).read_text(encoding="utf-8").splitlines()
+            lines = Path(options.prompts_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"prompts-file {options.prompts_file}: cannot be read ({error})"

@@ -42,15 +42,22 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"project_name {self.path}: cannot be created ({error})") from error
-        if checkpoint is None and self.run.exists():
-            if config.overwrite:
-                self._clear()
-            elif config.resume_from_checkpoint == "never" or self._weights():
+        own = checkpoint is not None and checkpoint.resolve().parent == self.path.resolve()
+        if self.run.exists() and not own:
+            if self._holds_work(config.resume_from_checkpoint) and not config.overwrite:
                 raise UserError(
                     f"project_name {self.path}: already holds a run; choose another name, go on "
-                    "with --resume-from-checkpoint auto, or replace it with --overwrite"
+                    "with --resume-from-checkpoint auto if it is unfinished, or replace it with "
+                    "--overwrite"
                 )
+            self._clear()
         return checkpoint
+
+    def _holds_work(self, resume: str) -> bool:
+        """Whether starting anew would lose something; a failed attempt leaves nothing to lose."""
+        if self._weights() or newest_checkpoint(self.path):
+            return True
+        return resume != "auto" and read_json(self.run).get("status") == "running"
 
     def _checkpoint(self, wanted: str) -> Path | None:
         if wanted == "never":
@@ -72,7 +79,8 @@ class RunFolder:
 
     def write_config(self, config: ORPOConfig) -> None:
         """The resolved config; ``orpo-dist train --config`` reads it back."""
-        self.config.write_text(dump_config(config), encoding="utf-8")
+        replay = config.replace(overwrite=False, resume_from_checkpoint="never")
+        self.config.write_text(dump_config(replay), encoding="utf-8")
 
     def update_run(self, **entries: Any) -> None:
         """Set entries of run.json, replacing the file as a whole."""
@@ -95,9 +103,23 @@ def is_complete(checkpoint: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # ValueError: not JSON, not UTF-8
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
 
 
 def write_json(path: Path, content: Any) -> None:

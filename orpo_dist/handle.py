@@ -38,6 +38,7 @@ class TrainedModel:
         ids, answer = self.encoder.encode_answer(prompt, completion)
         if len(answer) < 2:
             raise UserError("completion: is empty")
+        self._check_length(len(ids) + len(answer))
         self.model.eval()
         batch = pad_pairs([Pair(ids, answer, answer)]).to(self.model.device)
         return padded_scores(self.model, batch).chosen_logp.item()
@@ -59,6 +60,7 @@ class TrainedModel:
         prompts = [prompt] if single else prompt
         rows = [self.encoder.prompt_ids(one) for one in prompts]
         width = max(map(len, rows))
+        self._check_length(width + max_new_tokens)
         pad = self.tokenizer.pad_token_id
         device = self.model.device
         stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
@@ -76,6 +78,13 @@ class TrainedModel:
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return texts[0] if single else texts
 
+    def _check_length(self, tokens: int) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context and tokens > context:
+            raise UserError(
+                f"prompt and answer take {tokens} tokens, over the model's context of {context}"
+            )
+
     def pipeline(self, **options: Any) -> Any:
         """transformers' text-generation pipeline over this model."""
         from transformers import pipeline
@@ -84,8 +93,11 @@ class TrainedModel:
 
 
 def run_config(path: str | Path) -> ORPOConfig:
-    """The config of a run folder; defaults for any other model."""
-    config = RunFolder(path).config
+    """The config of a run folder or of a checkpoint in one; defaults for any other model."""
+    folder = Path(path)
+    if folder.name.startswith("checkpoint-") and not RunFolder(folder).config.exists():
+        folder = folder.parent
+    config = RunFolder(folder).config
     return load_config(config) if config.exists() else ORPOConfig()
 
 

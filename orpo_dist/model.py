@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +43,12 @@ def load_tokenizer(model: str, config: ORPOConfig) -> Any:
     """The model's tokenizer, with a padding token (the end token, if it has none of its own)."""
     from transformers import AutoTokenizer
 
-    try:
+    with _loading("tokenizer of model", model):
         tokenizer = AutoTokenizer.from_pretrained(
             locate(model),
             revision=config.model_revision,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable("tokenizer of model", model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks go by position, so sharing is harmless
     return tokenizer
@@ -58,14 +58,12 @@ def load_model_config(model: str, config: ORPOConfig) -> Any:
     """The model's config.json alone, for what must be known before any weight is loaded."""
     from transformers import AutoConfig
 
-    try:
+    with _loading("config of model", model):
         return AutoConfig.from_pretrained(
             locate(model),
             revision=config.model_revision,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable("config of model", model, error) from error
 
 
 def load_policy(config: ORPOConfig) -> Any:
@@ -93,22 +91,39 @@ def load_weights(
     from transformers import AutoModelForCausalLM
 
     placement = {"device_map": {"": _local_device()}} if quantization is not None else {}
-    try:
-        return AutoModelForCausalLM.from_pretrained(
+    with _loading("model", model):
+        loaded, info = AutoModelForCausalLM.from_pretrained(
             locate(model),
             revision=config.model_revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype,
             quantization_config=quantization,
+            output_loading_info=True,
             **placement,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable("model", model, error) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model {model}: its weights lack {len(missing)} tensors that its config.json asks "
+            f"for, first {missing[0]}; they would be random"
+        )
+    for module in loaded.modules():
+        # bitsandbytes 0.50 repacks int4 weights for AVX512 at the first evaluation and then trains
+        # on with a product that has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return loaded
 
 
-def _not_loadable(what: str, model: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{what} {model}: cannot be loaded ({reason})")
+@contextlib.contextmanager
+def _loading(what: str, model: str) -> Iterator[None]:
+    """One sentence for whatever a broken or foreign folder makes the libraries raise."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error
 
 
 def _local_device() -> str | int:
@@ -212,9 +227,10 @@ def load_trained(path: str | Path, config: ORPOConfig) -> Any:
     else:
         from peft import PeftModel
 
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = load_weights(settings["base_model_name_or_path"], config, dtype)
-        model = PeftModel.from_pretrained(base, str(folder.resolve()))
+        with _loading("adapter", str(path)):
+            settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            base = load_weights(settings["base_model_name_or_path"], config, dtype)
+            model = PeftModel.from_pretrained(base, str(folder.resolve()))
     return model.to(_local_device()).eval()
 
 

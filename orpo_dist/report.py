@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orpo_dist.folder import RunFolder, read_json
+from orpo_dist.folder import RunFolder, read_json, read_metrics
 from orpo_dist.types import UserError
 
 # Panels: title, y label, and the curves in them as (label, metric of the training log).
@@ -49,10 +48,10 @@ def write_report(folder: Path) -> Path:
         raise UserError(f"{folder}: is not a run folder (it has no run.json)")
     state, data = read_json(run.run), read_json(run.data_report)
     config = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
-    log = _read_log(run.metrics)
+    log = read_metrics(run.metrics)
     page = PAGE.format(
         title=html.escape(f"ORPO run {folder.name}"),
-        subtitle=_subtitle(state, yaml.safe_load(config) or {}),
+        subtitle=_subtitle(state, _settings(config)),
         tiles=_tiles(log),
         curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
         data="".join(
@@ -64,10 +63,12 @@ def write_report(folder: Path) -> Path:
     return run.report
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+def _settings(config: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _subtitle(state: dict[str, Any], config: dict[str, Any]) -> str:

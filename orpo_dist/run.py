@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from orpo_dist.arguments import resolve
-from orpo_dist.callbacks import MetricsFile, named_log, read_metrics, tensorboard
+from orpo_dist.arguments import loggers, resolve
+from orpo_dist.callbacks import MetricsFile, named_log, tensorboard
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare, template_text
 from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
-from orpo_dist.interruption import StopOnSignal
+from orpo_dist.interruption import StopOnSignal, sigterm_interrupts
 from orpo_dist.loading import total_steps
 from orpo_dist.model import (
     load_model_config,
@@ -57,7 +57,8 @@ def train(config: ORPOConfig) -> TrainedModel:
     started = time.time()
     folder.update_run(status="running", started=started, versions=versions(), error=None)
     try:
-        handle = _train(config, folder, checkpoint)
+        with sigterm_interrupts():
+            handle = _train(config, folder, checkpoint)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -112,8 +113,15 @@ def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> Tr
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
             "the same command and --resume-from-checkpoint auto"
         )
-    metrics = final_metrics(trainer, folder)
-    _save(trainer, config, folder)
+    trainer.save_model(str(folder.path))  # before anything that could still be interrupted
+    metrics = final_metrics(trainer)
+    if config.merge_adapter:
+        _save_merged(trainer, config, folder)
+    elif config.use_dora:
+        logger.warning(
+            "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or train "
+            "with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's magnitudes"
+        )
     return TrainedModel(trainer.model, tokenizer, config, folder.path, metrics)
 
 
@@ -173,7 +181,7 @@ def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> lis
     from transformers import EarlyStoppingCallback
 
     found: list[Any] = [MetricsFile(folder.metrics), stop]
-    if "tensorboard" in config.log:
+    if "tensorboard" in loggers(config):
         found.append(tensorboard(folder.tensorboard))
     if config.early_stopping_patience:
         found.append(
@@ -210,32 +218,33 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def final_metrics(trainer: ORPOTrainer, folder: RunFolder) -> dict[str, float]:
-    """The last logged training metrics and an evaluation of exactly the model that is saved."""
+def final_metrics(trainer: ORPOTrainer) -> dict[str, float]:
+    """The last logged training metrics, and the evaluation of the model as it is kept.
+
+    With ``merge_adapter`` on a quantised base that is the model before merging.
+    """
+    history = trainer.state.log_history
     if trainer.eval_dataset is not None:
-        last = read_metrics(folder.metrics)[-1:]
-        saved_step = trainer.state.best_global_step if trainer.config.keeps_best else None
-        at_end = saved_step in (None, trainer.state.global_step)
-        if not (at_end and last and "eval/loss" in last[0]):
+        kept = trainer.state.best_global_step if trainer.config.keeps_best else None
+        step = trainer.state.global_step if kept is None else kept
+        if not any(entry["step"] == step and "eval_loss" in entry for entry in history):
             trainer.evaluate()
+            step = trainer.state.global_step
+        history = [e for e in history if "eval_loss" not in e or e["step"] == step]
     metrics: dict[str, float] = {}
-    for entry in trainer.state.log_history:
+    for entry in history:
         metrics.update(named_log(entry))
-    metrics.pop("total_flos", None)
+    for name in ("total_flos", "step", "epoch"):
+        metrics.pop(name, None)
     return metrics
 
 
-def _save(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
-    """The final model at the top of the run folder, as plain transformers or PEFT reads it."""
-    if config.merge_adapter:
-        trainer.model = merge_adapter(trainer.model, config)
-        trainer.model_wrapped = trainer.model
-    elif config.use_dora:
-        logger.warning(
-            "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or train "
-            "with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's magnitudes"
-        )
+def _save_merged(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
+    """A plain model in place of the adapter."""
+    trainer.model = trainer.model_wrapped = merge_adapter(trainer.model, config)
     trainer.save_model(str(folder.path))
+    for adapter_file in folder.path.glob("adapter_*"):
+        adapter_file.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ only predicted positions, in chunks: the logits of a whole batch never exist.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import types
@@ -66,9 +67,8 @@ def make_scorer(
         return padded
     core = causal_model(model)
     former = core.config._attn_implementation
-    reason = _why_not_packed(core)
+    reason = _why_not_packed(core) or _teach_packing(core)
     if reason is None:
-        _teach_packing(core)
         reason = _failed_proof(model, pad_id)
         if reason is None:
             return Scorer(True, nll_scope, pad_id)
@@ -96,21 +96,31 @@ def _why_not_packed(core: Any) -> str | None:
         return "takes no position_ids"
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in backbone.values()):
         return "passes no further arguments to its attention"
-    try:
-        use_packed_attention(core)
-    except (ValueError, KeyError, AttributeError) as error:
-        return f"does not take attention from the interface ({str(error).splitlines()[0]})"
     return None
 
 
-def _teach_packing(core: Any) -> None:
-    """Give the model a forward that scores packed batches; all other calls go the usual way."""
-    core.forward = types.MethodType(_forward, core)
+def _teach_packing(core: Any) -> str | None:
+    """Give the model a forward that scores packed batches; all other calls go the usual way.
+
+    Returns why that cannot be, or None.
+    """
+    try:
+        use_packed_attention(core)
+    except (ValueError, KeyError, AttributeError) as error:
+        return f"does not take attention from the interface ({error})".partition("\n")[0]
+    plain = type(core).forward
+
+    @functools.wraps(plain)  # generation reads the signature to know what the model takes
+    def forward(self: Any, *args: Any, orpo_batch: Any = None, **kwargs: Any) -> Any:
+        if orpo_batch is None:
+            return plain(self, *args, **kwargs)
+        return _packed_forward(self, orpo_batch)
+
+    core.forward = types.MethodType(forward, core)
+    return None
 
 
-def _forward(self: Any, *args: Any, orpo_batch: PackedBatch | None = None, **kwargs: Any) -> Any:
-    if orpo_batch is None:
-        return type(self).forward(self, *args, **kwargs)
+def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
     with no_masks():
         hidden = self.base_model(
             input_ids=orpo_batch.input_ids,

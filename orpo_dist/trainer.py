@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
-from orpo_dist.model import add_adapter, disable_dropout, load_policy, load_tokenizer
+from orpo_dist.model import (
+    add_adapter,
+    disable_dropout,
+    load_policy,
+    load_tokenizer,
+    lora_config,
+)
 from orpo_dist.objective import orpo_loss
 from orpo_dist.scoring import Batch, make_scorer
 from orpo_dist.types import PairScores, StepMetrics, UserError
@@ -61,8 +67,7 @@ class ORPOTrainer(Trainer):
         config = resolve(config, has_eval=eval_dataset is not None)
         policy, processing_class = _model_and_tokenizer(model, config, processing_class)
         disable_dropout(policy)
-        if peft_config is not None:
-            policy = add_adapter(policy, peft_config)
+        policy = _with_adapter(policy, config, peft_config)
         self.scorer = make_scorer(
             policy, config.attention, config.nll_scope, processing_class.pad_token_id or 0
         )
@@ -214,10 +219,46 @@ class ORPOTrainer(Trainer):
             logs.update(named_metrics(means, self.config.orpo_alpha, self.config.loss_form))
         super().log(logs, start_time)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; an optimizer that cannot be had is the user's to change."""
+        with _as_user_error(f"optimizer {self.config.optimizer}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; so is a schedule that lacks its settings."""
+        with _as_user_error(f"scheduler {self.config.scheduler}"):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """As Trainer; a checkpoint of another model is named as such."""
+        with _as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As Trainer, without its pickled arguments: config.yaml says the same, and safely."""
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}") from error
+
+
+def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
+    """The policy in the adapter that was asked for, by ``peft_config`` or by the config."""
+    adapted = hasattr(policy, "get_base_model")
+    if peft_config is not None and adapted:
+        raise UserError("peft_config: the model has an adapter already; leave one of them out")
+    if config.quantization and not getattr(policy, "is_quantized", False):
+        raise UserError("quantization: happens on loading; pass the model by name, or quantised")
+    if peft_config is None and config.peft and not adapted:
+        peft_config = lora_config(config)
+    return policy if peft_config is None else add_adapter(policy, peft_config)
 
 
 def _model_and_tokenizer(model: Any, config: ORPOConfig, tokenizer: Any) -> tuple[Any, Any]:

@@ -27,8 +27,9 @@ def add_config_flags(
     parser: argparse.ArgumentParser,
     groups: Iterable[str] = tuple(HEADINGS),
     also: Iterable[str] = (),
+    without: Iterable[str] = (),
 ) -> None:
-    """One flag per config field of ``groups``, and of the fields named in ``also``.
+    """One flag per config field of ``groups`` and ``also``, but none for those in ``without``.
 
     Flags that are not given are left out of the namespace, so that the file and defaults count.
     """
@@ -38,7 +39,7 @@ def add_config_flags(
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
         heading = headings.get(str(extra["group"])) or (others if name in also else None)
-        if heading is not None:
+        if heading is not None and name not in without:
             _add_flag(heading, name, field)
 
 

@@ -105,7 +105,7 @@ class ORPOConfig(BaseModel):
     lora_r: int = setting("adapter", 16, "LoRA rank", ge=1)
     lora_alpha: int = setting("adapter", 32, "LoRA scale (update = alpha / r)", ge=1)
     lora_dropout: float = setting("adapter", 0.0, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: str = setting("adapter", "all-linear", "all-linear, or a comma list of module names")
+    target_modules: str = setting("adapter", "all-linear", "all-linear, or a comma list of module names", min_length=1)
     use_dora: bool = setting("adapter", False, "DoRA: decompose weights into magnitude and direction")
     merge_adapter: bool = setting("adapter", False, "merge the adapter into the base model at the end")
 
@@ -201,6 +201,8 @@ def _contradictions(config: ORPOConfig) -> list[str]:
             f"max_prompt_length {config.max_prompt_length} leaves no room for an answer within "
             f"max_seq_length {config.max_seq_length}"
         )
+    if config.overwrite and config.resume_from_checkpoint == "auto":
+        found.append("overwrite starts anew and resume_from_checkpoint auto goes on: choose one")
     if config.data_weights is not None and len(config.data_weights) != len(config.data_path):
         found.append(
             f"data_weights has {len(config.data_weights)} numbers for "

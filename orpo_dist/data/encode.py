@@ -191,7 +191,9 @@ class Encoder:
         """Cut the prompt on the left (BOS stays), each answer on the right by its own budget."""
         limits, full = self.limits, (len(prompt), len(chosen), len(rejected))
         sequence = limits.sequence or max(full) * 2
-        longest_prompt = min(limits.prompt or len(prompt), sequence - 2)
+        # Without a limit of its own the prompt leaves room for the answers, or half of the whole.
+        room = min(max(full[1:]), sequence // 2) if limits.prompt is None else 2
+        longest_prompt = min(limits.prompt or len(prompt), sequence - room)
         if len(prompt) > longest_prompt:
             keep = longest_prompt - has_bos
             prompt = prompt[:has_bos] + prompt[len(prompt) - keep :]

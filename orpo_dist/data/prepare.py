@@ -44,13 +44,23 @@ def prepare(
     """
     sources = [open_source(path, split) for path in paths]
     folder = cache_root() / "pairs" / _key(sources, encoder, columns, split)
-    if folder.exists():
-        dataset = PairDataset.load(folder)
-        if not (strict and dataset.report["skipped"]):
-            return dataset
+    cached = _cached(folder)
+    if cached is not None and not (strict and cached.report["skipped"]):
+        return cached
     dataset = build(sources, encoder, columns, strict, progress, list(paths))
     _store(dataset, folder)
     return dataset
+
+
+def _cached(folder: Path) -> PairDataset | None:
+    try:
+        return PairDataset.load(folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("cached data in %s are damaged (%s); made again", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def cache_root() -> Path:
@@ -174,7 +184,10 @@ def _require_columns(source: Source, columns: Columns) -> Iterator[tuple[str, An
     rows = iter(source.rows)
     head = list(itertools.islice(rows, BATCH))
     seen = {key: None for _, row in head if isinstance(row, dict) for key in row}
-    for wanted, flag in ((columns.chosen, "text"), (columns.rejected, "rejected-text")):
+    needed = [(columns.chosen, "text"), (columns.rejected, "rejected-text")]
+    if columns.prompt != Columns.prompt:  # asked for by name, so it has to be there
+        needed.append((columns.prompt, "prompt-text"))
+    for wanted, flag in needed:
         if seen and wanted not in seen:
             raise UserError(
                 f"{head[0][0].rpartition(':')[0]}: has no column '{wanted}'; its columns are "

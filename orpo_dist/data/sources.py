@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,11 @@ from typing import Any
 from orpo_dist.types import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+
+OTHER_SPLITS = ("test", "valid", "val", "eval", "dev")
+
+logger = logging.getLogger("orpo_dist")
 
 
 class Unreadable:
@@ -61,7 +67,11 @@ def _folder_files(folder: Path, split: str) -> list[Path]:
     named = [file for file in files if file.name.startswith(split)]
     if not named and split != "train":
         raise UserError(f"data folder {folder}: has no file named after the split '{split}'")
-    return named or files
+    taken = named or [file for file in files if not file.name.startswith(OTHER_SPLITS)]
+    if len(taken) < len(files):
+        left_out = ", ".join(file.name for file in files if file not in taken)
+        logger.info("data folder %s: %s not part of split '%s'", folder, left_out, split)
+    return taken
 
 
 def _files_source(name: str, files: list[Path]) -> Source:

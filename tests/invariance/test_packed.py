@@ -243,6 +243,37 @@ def test_with_a_quantised_base(tiny_model_dir: Path, quantization: str) -> None:
     torch.testing.assert_close(packed["chosen_logp"], padded["chosen_logp"], atol=2e-2, rtol=0)
 
 
+def test_evaluating_int4_leaves_its_gradients_alone(tiny_model_dir: Path) -> None:
+    """bitsandbytes 0.50 repacks int4 weights for AVX512 in evaluation, which broke training."""
+    from orpo_dist.model import load_policy
+
+    model = load_policy(ORPOConfig(model=str(tiny_model_dir), peft=True, quantization="int4"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    model.train()
+    before = scored(model, Scorer(False))[1]
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+    model.train()
+    after = scored(model, make_scorer(model, "padded"))[1]
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_batched_generation_with_absolute_positions_stays_right() -> None:
+    """Generation reads the forward's signature to find out that positions can be given."""
+    model = small_model("gpt2").eval()
+    ids = torch.tensor([[0, 0, 0, 7, 8, 9], [11, 12, 13, 14, 15, 16]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    before = model.generate(ids, eos_token_id=-1, **options)
+    assert make_scorer(model, "packed").packed
+    assert torch.equal(model.generate(ids, eos_token_id=-1, **options), before)
+
+
 def test_saved_models_know_nothing_of_packing(
     tiny_model_dir: Path, demo_rows: Any, tmp_path: Path
 ) -> None:

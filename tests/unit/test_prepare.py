@@ -243,3 +243,32 @@ def test_datasets_are_the_same_after_a_round_trip(
     assert isinstance(loaded.tokens, np.memmap)
     with pytest.raises(FileExistsError):
         made.save(tmp_path / "saved")
+
+
+def test_a_damaged_cache_entry_is_made_again(
+    write_rows: WriteRows, tokenizer: Any, cache: Path
+) -> None:
+    path = write_rows([GOOD])
+    first = read(path, Encoder(tokenizer))
+    (tokens,) = cache.rglob("tokens.npy")
+    tokens.write_bytes(b"broken")
+    assert read(path, Encoder(tokenizer))[0] == first[0]
+    assert read(path, Encoder(tokenizer))[0] == first[0]
+
+
+def test_a_prompt_column_asked_for_by_name_must_be_there(
+    write_rows: WriteRows, tokenizer: Any
+) -> None:
+    path = write_rows([GOOD])
+    with pytest.raises(UserError, match=r"no column .promt.*--prompt-text-column"):
+        read(path, Encoder(tokenizer), columns=Columns(prompt="promt"))
+
+
+def test_without_a_prompt_limit_the_answers_keep_room(
+    write_rows: WriteRows, tokenizer: Any
+) -> None:
+    row = {"prompt": "word " * 100, "chosen": "yes " * 6, "rejected": "no " * 8}
+    dataset = read(write_rows([row]), Encoder(tokenizer, limits=Limits(sequence=60)))
+    assert dataset.report["truncated"]["chosen"]["count"] == 0
+    assert dataset.report["truncated"]["rejected"]["count"] == 0
+    assert len(dataset[0].prompt) + max(len(dataset[0].chosen), len(dataset[0].rejected)) == 60

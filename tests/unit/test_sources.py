@@ -252,6 +252,14 @@ def test_a_folder_with_files_named_after_splits(write: Write, tmp_path: Path) ->
     assert "no file named after the split 'dev'" in refusal(folder, "dev")
 
 
+def test_a_folder_without_train_files_does_not_train_on_test_files(
+    write: Write, tmp_path: Path
+) -> None:
+    for name in ("data.jsonl", "test.jsonl", "valid.jsonl"):
+        write(f"data/{name}", json.dumps({"file": name}) + "\n")
+    assert rows_of(tmp_path / "data", "train") == [{"file": "data.jsonl"}]
+
+
 def test_a_folder_without_data(write: Write, tmp_path: Path) -> None:
     write("data/notes.txt", "not data")
     assert refusal(tmp_path / "data").startswith(

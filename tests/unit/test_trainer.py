@@ -166,6 +166,10 @@ def test_dropout_is_off_in_the_base_but_not_in_the_adapter(
         ({"trainer_args": {"warmpu": 1}}, "warmpu"),
         ({"max_seq_length": 4096}, "context of 512"),
         ({"peft": True, "target_modules": "nope"}, "q_proj"),
+        ({"metric_for_best_model": "acuracy"}, "rewards/accuracies"),
+        ({"optimizer": "galore_adamw"}, "optimizer galore_adamw"),
+        ({"scheduler": "warmup_stable_decay"}, "scheduler warmup_stable_decay"),
+        ({"trainer_args": {"tf32": True}}, "trainer_args"),
     ],
 )
 def test_settings_that_cannot_work_are_one_sentence(
@@ -174,8 +178,22 @@ def test_settings_that_cannot_work_are_one_sentence(
     if torch.cuda.is_available() and "mixed_precision" in changes:
         pytest.skip("fp16 is fine on a GPU")
     with pytest.raises(UserError, match=word) as caught:
-        ORPOTrainer(str(tiny_model_dir), config(tmp_path, **changes), demo_rows[:8])
+        ORPOTrainer(str(tiny_model_dir), config(tmp_path, **changes), demo_rows[:8]).train()
     assert "\n" not in str(caught.value)
+
+
+def test_the_config_adapts_a_model_given_as_an_object(
+    tiny_model: Any, tokenizer: Any, demo_rows: Rows, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, peft=True, lora_r=4)
+    trainer = ORPOTrainer(tiny_model, settings, demo_rows[:8], processing_class=tokenizer)
+    assert isinstance(trainer.model, PeftModel)
+    again = {"processing_class": tokenizer, "peft_config": LoraConfig(r=2)}
+    with pytest.raises(UserError, match="has an adapter already"):
+        ORPOTrainer(trainer.model, settings, demo_rows[:8], **again)
+    quantised = config(tmp_path, peft=True, quantization="int4")
+    with pytest.raises(UserError, match="happens on loading"):
+        ORPOTrainer(tiny_model, quantised, demo_rows[:8], processing_class=tokenizer)
 
 
 def test_plain_training_arguments_are_refused_with_the_way_out(
