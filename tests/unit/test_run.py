@@ -90,7 +90,9 @@ def test_run_folder_holds_what_the_readme_says(tiny_model_dir: Path, tmp_path: P
 def test_tensorboard_has_every_metric(tiny_model_dir: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(settings(tiny_model_dir, tmp_path, valid_data_path=str(DEMO / "eval.jsonl"), eval_strategy="steps", eval_steps=2))  # fmt: skip  # noqa: E501
+    evaluations = {"eval_strategy": "steps", "eval_steps": 2}
+    held_out = str(DEMO / "eval.jsonl")
+    train(settings(tiny_model_dir, tmp_path, valid_data_path=held_out, **evaluations))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
@@ -193,7 +195,8 @@ def test_metric_for_best_model_may_be_one_that_rises(tiny_model_dir: Path, tmp_p
             metric_for_best_model="eval/rewards/accuracies",
         )
     )  # fmt: skip
-    seen = [e["eval/rewards/accuracies"] for e in read_metrics(tmp_path / "metrics.jsonl") if "eval/loss" in e]  # fmt: skip  # noqa: E501
+    log = read_metrics(tmp_path / "metrics.jsonl")
+    seen = [e["eval/rewards/accuracies"] for e in log if "eval/loss" in e]
     assert handle.metrics["eval/rewards/accuracies"] == max(seen)
 
 
