@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist import UserError, train
-from orpo_dist.callbacks import read_metrics
-from orpo_dist.folder import newest_checkpoint
+from orpo_dist.folder import newest_checkpoint, read_metrics
 from tests.conftest import DEMO
 from tests.unit.test_run import settings
 
