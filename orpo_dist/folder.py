@@ -11,11 +11,13 @@ from typing import Any
 from orpo_dist.config import ORPOConfig, dump_config
 from orpo_dist.types import UserError
 
-# What a run leaves behind; nothing else in the folder is ever touched.
+# What an attempt that saved no weights leaves behind.
+RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "report.html")
+# What a run leaves behind; nothing else in the folder is ever removed.
 ARTEFACTS = (
-    "checkpoint-*", "tensorboard", "config.yaml", "metrics.jsonl", "run.json", "data_report.json",
-    "report.html", "README.md", "config.json", "generation_config.json", "adapter_config.json",
-    "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
+    *RECORDS, "checkpoint-*", "config.yaml", "config.json", "generation_config.json",
+    "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+    "special_tokens_map.json",
     "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 
@@ -42,6 +44,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"project_name {self.path}: cannot be created ({error})") from error
+        if not self.run.exists() and checkpoint is None:
+            for taken in (self.config, *sorted(self.path.glob("*.safetensors"))):
+                if taken.exists():
+                    raise UserError(
+                        f"project_name {self.path}: is no run folder, and its {taken.name} would "
+                        "be overwritten; choose another name"
+                    )
         own = checkpoint is not None and checkpoint.resolve().parent == self.path.resolve()
         if self.run.exists() and not own:
             if self._holds_work(config.resume_from_checkpoint) and not config.overwrite:
@@ -50,7 +59,7 @@ class RunFolder:
                     "with --resume-from-checkpoint auto if it is unfinished, or replace it with "
                     "--overwrite"
                 )
-            self._clear()
+            self._clear(ARTEFACTS if config.overwrite else RECORDS)
         return checkpoint
 
     def _holds_work(self, resume: str) -> bool:
@@ -72,8 +81,8 @@ class RunFolder:
     def _weights(self) -> bool:
         return any(self.path.glob("*.safetensors"))
 
-    def _clear(self) -> None:
-        for pattern in ARTEFACTS:
+    def _clear(self, patterns: tuple[str, ...]) -> None:
+        for pattern in patterns:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

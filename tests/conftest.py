@@ -112,6 +112,16 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def write_yaml(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def demo_rows() -> list[dict[str, str]]:
     lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()

@@ -96,3 +96,29 @@ def test_prompts_over_the_context_are_one_sentence(tiny_model_dir: Path) -> None
         handle.generate("word " * 600)
     with pytest.raises(UserError, match="context of 512"):
         handle.score("Hi", "word " * 600)
+
+
+def test_files_that_are_no_run_are_never_overwritten(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    before = (model / "model.safetensors").read_bytes()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("# my notes\nlr: 1")
+    for folder, name in ((model, "model.safetensors"), (mine, "config.yaml")):
+        with pytest.raises(UserError, match=f"its {name} would be overwritten"):
+            train(settings(tiny_model_dir, folder, overwrite=True))
+    assert (model / "model.safetensors").read_bytes() == before
+    assert (mine / "config.yaml").read_text().startswith("# my notes")
+
+
+def test_replacing_a_failed_attempt_leaves_other_files_alone(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "tokenizer-notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="does not exist"):
+        train(settings(tiny_model_dir, tmp_path, data_path="missing.jsonl"))
+    train(settings(tiny_model_dir, tmp_path))
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "tokenizer-notes.txt").read_text() == "mine"

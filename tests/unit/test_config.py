@@ -75,16 +75,6 @@ DOCUMENTED = {
 }
 
 
-@pytest.fixture
-def write_yaml(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "run.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
 def test_defaults_are_the_documented_ones() -> None:
     assert ORPOConfig().model_dump() == DOCUMENTED
 

@@ -14,16 +14,6 @@ from orpo_dist.config.schema import OWNED_TRAINER_ARGS, leaves
 from orpo_dist.types import UserError
 
 
-@pytest.fixture
-def write_yaml(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "run.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
 def complaint(**values: Any) -> str:
     with pytest.raises(UserError) as caught:
         build_config(values)
