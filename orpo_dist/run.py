@@ -62,8 +62,8 @@ def train(config: ORPOConfig) -> TrainedModel:
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
-            f"out of GPU memory ({str(error).splitlines()[0]}); lower --batch-size and raise "
-            "--gradient-accumulation, or try --gradient-checkpointing, --peft, --quantization int4"
+            f"out of GPU memory ({str(error).splitlines()[0]}); set --max-tokens-per-microbatch, "
+            "or try --gradient-checkpointing, --peft, --quantization int4"
         ) from error
     except BaseException as error:
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
