@@ -166,7 +166,7 @@ def our_share(path: str, model: Any, micro_batch: int, budget: int | None) -> tu
 
     def share(group: list[Any], pairs: list[Any]) -> Any:
         tokens = sum(len(pair.prompt) + len(pair.chosen) - 1 for pair in pairs)
-        scores = scorer.score(model, scorer.collate(group))
+        scores = scorer.score(model, scorer.collate(group).to(model.device))
         return orpo_loss(scores, ALPHA, "additive", len(pairs), tokens)[0]
 
     def cut(pairs: list[Any]) -> list[list[Any]]:
@@ -194,7 +194,7 @@ def trl_share(model: Any, tokenizer: Any, liger: bool) -> Any:
         output_dir=tempfile.mkdtemp(),
         beta=ALPHA,
         bf16=False,
-        use_cpu=True,
+        use_cpu=model.device.type == "cpu",
         report_to=[],
         gradient_checkpointing=False,
         use_liger_kernel=liger,
@@ -215,6 +215,7 @@ def trl_share(model: Any, tokenizer: Any, liger: bool) -> Any:
 
     def share(group: list[Any], pairs: list[Any]) -> Any:
         batch = trainer.data_collator([features(pair) for pair in group])
+        batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
         return trainer.compute_loss(model, batch) * (len(group) / len(pairs))
 
     return share
