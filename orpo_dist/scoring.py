@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from orpo_dist.attention import no_masks, use_packed_attention
+from orpo_dist.attention import no_masks, use_packed_attention, varlen_differs
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.types import Pair, PairScores, UserError
@@ -58,12 +58,17 @@ class Scorer:
 
 
 def make_scorer(
-    model: Any, attention: str, nll_scope: str = "completion", pad_id: int = 0
+    model: Any,
+    attention: str,
+    nll_scope: str = "completion",
+    pad_id: int = 0,
+    device: torch.device | None = None,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
     auto takes the packed path if the model proves, on a pair of random tokens, that it scores the
     same packed and padded; some architectures accept packed input and are silently wrong.
+    device: where the model will run, if that is not where its weights are.
     Raises ``UserError`` if packed is asked for and the model cannot.
     """
     padded = Scorer(False, nll_scope, pad_id)
@@ -73,19 +78,32 @@ def make_scorer(
     former = core.config._attn_implementation
     reason = _why_not_packed(core) or _teach_packing(core)
     if reason is None:
-        on_gpu = core.get_output_embeddings().weight.device.type == "cuda"
-        for varlen in (True, False)[not on_gpu :]:
-            reason = _failed_proof(model, pad_id, varlen)
-            if reason is None:
-                return Scorer(True, nll_scope, pad_id, varlen)
-            if varlen:
-                logger.info("attention: not the varlen kernel, because the model %s", reason)
+        reason = _failed_proof(model, pad_id)
+        if reason is None:
+            return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device))
         del core.forward  # the class's own again
         core.set_attn_implementation(former)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
     logger.info("attention: padded, because %s %s", type(core).__name__, reason)
     return padded
+
+
+def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
+    """The scorer that another rank has proved, for a model that may not hold its weights here."""
+    if scorer.packed:
+        _teach_packing(causal_model(model))
+    return scorer
+
+
+def _takes_varlen(core: Any, device: torch.device | None) -> bool:
+    device = device or core.get_output_embeddings().weight.device
+    if device.type != "cuda":
+        return False
+    reason = varlen_differs(core.config.get_text_config(), device)
+    if reason is not None:
+        logger.info("attention: packed pair by pair, because the varlen kernel %s", reason)
+    return reason is None
 
 
 def causal_model(model: Any) -> Any:
@@ -208,7 +226,7 @@ def _finish_logits(config: Any, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _failed_proof(model: Any, pad_id: int, varlen: bool) -> str | None:
+def _failed_proof(model: Any, pad_id: int) -> str | None:
     """Score two random pairs packed and padded; None if they agree, else the reason."""
     core = causal_model(model)
     vocabulary = core.config.get_text_config().vocab_size
@@ -224,10 +242,7 @@ def _failed_proof(model: Any, pad_id: int, varlen: bool) -> str | None:
     try:
         found = [
             scorer.score(model, scorer.collate(pairs).to(device))
-            for scorer in (
-                Scorer(True, pad_id=pad_id, varlen=varlen),
-                Scorer(False, pad_id=pad_id),
-            )
+            for scorer in (Scorer(True, pad_id=pad_id), Scorer(False, pad_id=pad_id))
         ]
     except Exception as error:  # whatever an unknown architecture makes of packed input
         return f"does not run packed ({type(error).__name__}: {error})".partition("\n")[0]

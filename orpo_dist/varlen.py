@@ -90,10 +90,18 @@ class _LayOut(torch.autograd.Function):
         return packed, None
 
 
+def kernel_dtype(query: Tensor) -> torch.dtype:
+    """What the kernel will compute in: autocast's precision, or the tensors' own."""
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return query.dtype
+
+
 def can_run(query: Tensor, softcap: float | None) -> bool:
     """Whether the kernel serves this call; it knows half precision only, and no soft-capping."""
     return (
-        query.dtype in (torch.float16, torch.bfloat16)
+        query.is_cuda
+        and kernel_dtype(query) in (torch.float16, torch.bfloat16)
         and softcap is None
         and query.shape[-1] <= MAX_HEAD_DIM
     )
@@ -110,7 +118,8 @@ def varlen_attention(
     """query: (1, H, T, D); key, value: (1, H or fewer, T, D). Returns (1, T, H, D)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+    dtype = kernel_dtype(query)
+    queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     grouped: dict[str, Any] = {}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 always on
         grouped["enable_gqa"] = query.shape[1] != key.shape[1]
