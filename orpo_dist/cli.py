@@ -8,10 +8,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orpo_dist.console import set_up_logging
+from orpo_dist.failure import crash, rank_among_others, say
 from orpo_dist.types import UserError
+
+if TYPE_CHECKING:
+    from orpo_dist.config import ORPOConfig
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 COMMANDS = {
@@ -19,8 +23,9 @@ COMMANDS = {
     "evaluate": "preference accuracy, perplexity and margins of a model",
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
+    "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
 }
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_CRASH, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,19 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
             _FLAGS[name](command)
+    inner: list[str] = []
+    if wanted == "launch" and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, inner = arguments[:cut], arguments[cut + 1 :]
     try:
         options, unknown = parser.parse_known_args(arguments)
+        options.inner = inner
         if options.command is None:
             parser.print_help()
             return EXIT_USER_ERROR
         _refuse_unknown(unknown)
         return _RUN[options.command](options)
     except UserError as error:
-        print(f"orpo-dist: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("orpo-dist: interrupted", file=sys.stderr)
+        say("interrupted")
         return EXIT_INTERRUPTED
+    except Exception as error:
+        crash(error)
+        return EXIT_CRASH
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,6 +135,12 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder")
 
 
+def _launch_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.launch.flags import add_launch_flags
+
+    add_launch_flags(parser)
+
+
 # --- commands
 
 
@@ -133,14 +152,19 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dump_config(config), end="")
         return 0
-    from orpo_dist.run import Interrupted, train
+    from orpo_dist import runtime
+    from orpo_dist.interruption import Interrupted
+    from orpo_dist.run import train
 
     try:
         handle = train(config)
     except Interrupted as stop:
-        print(f"orpo-dist: {stop}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(handle.path)
+        if not rank_among_others():
+            say(str(stop))
+        return stop.exit_code
+    if not rank_among_others():
+        print(handle.path)
+    runtime.leave()
     return 0
 
 
@@ -230,10 +254,42 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _launch(options: argparse.Namespace) -> int:
+    from orpo_dist.launch.flags import launch
+
+    return launch(options, _inner_config(options.inner))
+
+
+def _inner_config(command: list[str]) -> ORPOConfig | None:
+    """Check what shall be launched, so that mistakes are told once; the config, if it trains."""
+    if not command or command[0] not in ("train", "evaluate"):
+        raise UserError(
+            "launch needs 'train ...' or 'evaluate ...' after --, e.g. "
+            "'orpo-dist launch zero2 -- train --config run.yaml'"
+        )
+    parser = _Parser(prog=f"orpo-dist {command[0]}", allow_abbrev=False)
+    _FLAGS[command[0]](parser)
+    options, unknown = parser.parse_known_args(command[1:])
+    _refuse_unknown(unknown)
+    if command[0] == "evaluate":
+        return None
+    from orpo_dist.config import load_config
+    from orpo_dist.config.flags import config_values
+
+    return load_config(options.config, config_values(options))
+
+
 _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "report": _report_flags,
+    "launch": _launch_flags,
 }
-_RUN = {"train": _train, "evaluate": _evaluate, "generate": _generate, "report": _report}
+_RUN = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "report": _report,
+    "launch": _launch,
+}

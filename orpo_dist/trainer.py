@@ -6,16 +6,15 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from orpo_dist import runtime
 from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
 from orpo_dist.batching import Plan, Step, Work, nll_token_counts
@@ -23,6 +22,7 @@ from orpo_dist.budget import CPU_TOKENS, find_token_budget, fits_in_memory
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
 from orpo_dist.model import (
@@ -33,7 +33,8 @@ from orpo_dist.model import (
     lora_config,
 )
 from orpo_dist.objective import orpo_loss
-from orpo_dist.scoring import Batch, causal_model, make_scorer
+from orpo_dist.runtime import Runtime, gathered_while_used
+from orpo_dist.scoring import Batch, Scorer, causal_model, make_scorer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
@@ -42,7 +43,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(Trainer):
+class ORPOTrainer(EngineTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -71,20 +72,21 @@ class ORPOTrainer(Trainer):
                 f"args must be an ORPOConfig, not {type(args).__name__}; settings of "
                 "TrainingArguments go into ORPOConfig(trainer_args={...})"
             )
-        config = resolve(config, has_eval=eval_dataset is not None)
+        self.runtime = runtime.start()
+        config = resolve(config, eval_dataset is not None, self.runtime.world_size)
+        # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
+        training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = _model_and_tokenizer(model, config, processing_class)
         disable_dropout(policy)
         policy = _with_adapter(policy, config, peft_config)
-        self.scorer = make_scorer(
-            policy, config.attention, config.nll_scope, processing_class.pad_token_id or 0
-        )
+        self.scorer = _agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs, eval_pairs = (
             as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
         )
-        training_args = training_arguments(config, output_dir=str(config.project_name))
         self._hidden_size = policy.config.get_text_config().hidden_size
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
+        self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
@@ -272,34 +274,19 @@ class ORPOTrainer(Trainer):
             logs.update(named_metrics(means, self.config.orpo_alpha, self.config.loss_form))
         super().log(logs, start_time)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; an optimizer that cannot be had is the user's to change."""
-        with _as_user_error(f"optimizer {self.config.optimizer}"):
-            return super().create_optimizer(*args, **kwargs)
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; so is a schedule that lacks its settings."""
-        with _as_user_error(f"scheduler {self.config.scheduler}"):
-            return super().create_scheduler(*args, **kwargs)
+def _agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
+    """The same scorer on every rank, after a proof by one that holds the weights."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        """As Trainer; a checkpoint of another model is named as such."""
-        with _as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+    def make(attention: str = config.attention, prove: bool = True) -> Scorer:
+        pad_id = tokenizer.pad_token_id or 0
+        return make_scorer(policy, attention, config.nll_scope, pad_id, prove)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As Trainer, without its pickled arguments: config.yaml says the same, and safely."""
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _as_user_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {reason}") from error
+    if here.engine.name == "zero3":
+        with gathered_while_used(policy):
+            return make()
+    scorer = here.on_main(make)
+    return scorer if here.is_main else make("packed" if scorer.packed else "padded", prove=False)
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:

@@ -30,6 +30,10 @@ OWNED_TRAINER_ARGS = {
     "greater_is_better": "metric_for_best_model",
     "gradient_checkpointing": "gradient_checkpointing",
     "remove_unused_columns": "nothing (it must stay off)",
+    "deepspeed": "the preset of 'orpo-dist launch'",
+    "fsdp": "the preset of 'orpo-dist launch'",
+    "fsdp_config": "the preset of 'orpo-dist launch'",
+    "accelerator_config": "the preset of 'orpo-dist launch'",
 }
 
 
@@ -87,6 +91,7 @@ class ORPOConfig(BaseModel):
     max_steps: int | None = setting("optimisation", None, "stop after this many optimizer steps; overrides epochs", ge=1)
     batch_size: int = setting("optimisation", 4, "most pairs per device and micro-batch", ge=1)
     gradient_accumulation: int = setting("optimisation", 4, "micro-batches per optimizer step (more where the token budget asks for it)", ge=1)
+    global_batch_size: int | None = setting("optimisation", None, "pairs per optimizer step over all processes, so that training stays the same on any number of them; overrides gradient_accumulation", ge=1)
     lr: float = setting("optimisation", 5e-5, "peak learning rate", gt=0)
     warmup_ratio: float = setting("optimisation", 0.1, "share of the steps that warm up", ge=0, lt=1)
     weight_decay: float = setting("optimisation", 0.01, "decoupled weight decay", ge=0)
