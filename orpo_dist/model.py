@@ -67,6 +67,37 @@ def load_model_config(model: str, config: ORPOConfig) -> Any:
         )
 
 
+def make_policy(
+    model: Any, config: ORPOConfig, tokenizer: Any = None, peft_config: Any = None
+) -> tuple[Any, Any]:
+    """The policy in its adapter, free of dropout, and its tokenizer.
+
+    model: a model of transformers, or the name of one to load (default: the config's).
+    """
+    if model is None or isinstance(model, str):
+        name = model or config.model
+        if name is None:
+            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
+        config = config.replace(model=name)
+        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.config._name_or_path, config)
+    disable_dropout(model)
+    return _with_adapter(model, config, peft_config), tokenizer
+
+
+def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
+    """The policy in the adapter that was asked for, by ``peft_config`` or by the config."""
+    adapted = hasattr(policy, "get_base_model")
+    if peft_config is not None and adapted:
+        raise UserError("peft_config: the model has an adapter already; leave one of them out")
+    if config.quantization and not getattr(policy, "is_quantized", False):
+        raise UserError("quantization: happens on loading; pass the model by name, or quantised")
+    if peft_config is None and config.peft and not adapted:
+        peft_config = lora_config(config)
+    return policy if peft_config is None else add_adapter(policy, peft_config)
+
+
 def load_policy(config: ORPOConfig) -> Any:
     """The model to train: base weights, frozen and wrapped in an adapter where ``peft`` is on.
 

@@ -9,7 +9,6 @@ of a checkpoint; on SIGUSR1 it dies and leaves them alone.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -25,14 +24,15 @@ def main(arguments: list[str]) -> int:
     """Run ``accelerate launch``; returns the exit code of the worker that ended first."""
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hand_on)
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
+    options = launch_command_parser().parse_args(arguments[1:])
+    options.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's share; the rest is handed on
     try:
-        launch_command(launch_command_parser().parse_args(arguments[1:]))
+        launch_command(options)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _explain(rank, failure.exitcode, failure.message)
