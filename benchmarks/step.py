@@ -190,6 +190,10 @@ def trl_share(model: Any, tokenizer: Any, liger: bool) -> Any:
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+    if liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model)
     args = ORPOConfig(
         output_dir=tempfile.mkdtemp(),
         beta=ALPHA,
@@ -197,7 +201,6 @@ def trl_share(model: Any, tokenizer: Any, liger: bool) -> Any:
         use_cpu=model.device.type == "cpu",
         report_to=[],
         gradient_checkpointing=False,
-        use_liger_kernel=liger,
     )
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     trainer = ORPOTrainer(
