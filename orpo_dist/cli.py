@@ -8,10 +8,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orpo_dist.console import set_up_logging
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from orpo_dist.types import UserError
+
+if TYPE_CHECKING:
+    from orpo_dist.config import ORPOConfig
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 COMMANDS = {
@@ -19,14 +23,26 @@ COMMANDS = {
     "evaluate": "preference accuracy, perplexity and margins of a model",
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
+    "slurm": "batch scripts for SLURM, and what they call",
 }
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     set_up_logging()
+    try:
+        options = _parse(list(sys.argv[1:] if argv is None else argv))
+        return _RUN[options.command](options) if options.command else EXIT_USER_ERROR
+    except UserError as error:
+        print(f"orpo-dist: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("orpo-dist: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line; without a command the help is printed."""
     parser = _Parser(
         prog="orpo-dist",
         description=DESCRIPTION,
@@ -39,19 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
             _FLAGS[name](command)
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-        if options.command is None:
-            parser.print_help()
-            return EXIT_USER_ERROR
-        _refuse_unknown(unknown)
-        return _RUN[options.command](options)
-    except UserError as error:
-        print(f"orpo-dist: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("orpo-dist: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    options, unknown = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+    _refuse_unknown(unknown)
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -230,10 +238,40 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _slurm_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.launch.slurm_commands import add_verbs
+
+    add_verbs(parser)
+
+
+def _slurm(options: argparse.Namespace) -> int:
+    from orpo_dist.launch.slurm_commands import run_verb
+
+    return run_verb(options, _config_of)
+
+
+def _config_of(command: Sequence[str]) -> ORPOConfig | None:
+    """The config that a command line trains with; None where it trains nothing."""
+    if command[0] != "train":
+        return None
+    from orpo_dist.config import load_config
+    from orpo_dist.config.flags import config_values
+
+    options = _parse(list(command))
+    return load_config(options.config, config_values(options))
+
+
 _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "report": _report_flags,
+    "slurm": _slurm_flags,
 }
-_RUN = {"train": _train, "evaluate": _evaluate, "generate": _generate, "report": _report}
+_RUN = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "report": _report,
+    "slurm": _slurm,
+}
