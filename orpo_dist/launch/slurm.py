@@ -166,16 +166,19 @@ def decide(attempt: Attempt) -> Verdict:
     before, now = attempt.step_before, attempt.step_now
     if attempt.restarts >= attempt.max_requeues:
         return _give_up(
+            attempt,
             f"{what}; not queued again: that was requeue {attempt.restarts} of at most "
-            f"{attempt.max_requeues} (ORPO_MAX_REQUEUES)"
+            f"{attempt.max_requeues} (ORPO_MAX_REQUEUES)",
         )
     if before is not None and now is not None and now > before:
         return Verdict(EXIT_REQUEUE, f"{what} with step {now} saved; queued again to go on there")
     if attempt.cause == "preempted" or (before is None and requeue):
         return Verdict(EXIT_REQUEUE, f"{what}; queued again")
     if before is None:
-        return _give_up(f"{what}; not queued again: it leaves nothing to go on from")
-    return _give_up(f"{what}; not queued again: no checkpoint beyond step {before} was saved")
+        return _give_up(attempt, f"{what}; not queued again: it leaves nothing to go on from")
+    return _give_up(
+        attempt, f"{what}; not queued again: no checkpoint beyond step {before} was saved"
+    )
 
 
 def _final(attempt: Attempt) -> Verdict | None:
@@ -196,8 +199,10 @@ def _final(attempt: Attempt) -> Verdict | None:
     return None
 
 
-def _give_up(why: str) -> Verdict:
-    return Verdict(EXIT_GAVE_UP, why)
+def _give_up(attempt: Attempt, why: str) -> Verdict:
+    """A crash keeps its own exit code; where training did as it was told there is none to keep."""
+    crashed = not attempt.cause and EXIT_REQUEUE not in (attempt.status, *attempt.codes.values())
+    return Verdict(attempt.status if crashed else EXIT_GAVE_UP, why)
 
 
 def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> Verdict:

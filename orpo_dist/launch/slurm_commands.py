@@ -37,6 +37,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     probe.add_argument("--master", required=True)
     probe.add_argument("--port", type=int, required=True)
     probe.add_argument("--seconds", type=float, required=True)
+    wait = verbs.add_parser("wait-for-ray", help="in a batch script: until all Ray nodes are there")
+    wait.add_argument("--nodes", type=int, required=True)
+    wait.add_argument("--seconds", type=float, required=True, help="time limit")
     end = verbs.add_parser("end", help="in a batch script: close an attempt; 85 means queue again")
     end.add_argument("--status", type=int, required=True, help="exit code of the attempt")
     end.add_argument("--job", required=True, help="what scontrol show job -o says")
@@ -55,6 +58,11 @@ def run_verb(options: argparse.Namespace, config_of: ConfigOf) -> int:
             options.folder, options.token, options.gpus, options.master, options.port,
             options.seconds,
         )  # fmt: skip
+        return 0
+    if options.verb == "wait-for-ray":
+        from orpo_dist.launch.ray_nodes import wait_for_ray
+
+        wait_for_ray(options.nodes, options.seconds)
         return 0
     if options.verb == "preflight":
         return _preflight(options)
