@@ -21,6 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) (once; a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,quant]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --no-build-isolation --editable '.[deepspeed]' # its setup asks torch, so torch comes first
 	@touch $@
 
 demo: $(INSTALLED)

@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
+from orpo_dist.compatibility import accumulation
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
 from orpo_dist.metrics import named_metrics
 from orpo_dist.model import resolve_precision
+from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
 
 # Metrics for which less is better; every other evaluation metric should rise.
 FALLING = ("loss", "nll", "perplexity")
 
 
-def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
-    """The config with every "default: …" that depends on machine and data filled in.
+def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConfig:
+    """The config with every "default: …" that depends on machine, launch and data filled in.
 
     Raises ``UserError`` for settings that this machine or these data cannot serve.
     """
@@ -43,6 +45,7 @@ def resolve(config: ORPOConfig, has_eval: bool) -> ORPOConfig:
             )
     return config.replace(
         mixed_precision=precision,
+        gradient_accumulation=accumulation(config, world_size),
         eval_strategy=evaluate,
         save_strategy=save or "epoch",
         save_steps=save_steps,
@@ -77,8 +80,8 @@ def _eval_metric(name: str | None) -> str:
     return metric
 
 
-def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
-    """TrainingArguments for a resolved config.
+def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) -> Any:
+    """TrainingArguments for a resolved config on the engine that is up.
 
     Trainer's own accumulation stays at 1: a planned step is one batch to it.
     """
@@ -125,6 +128,8 @@ def training_arguments(config: ORPOConfig, output_dir: str) -> Any:
         "logging_nan_inf_filter": False,
         "report_to": reporters(config),
         "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,  # the loss depends on everything that trains
+        **runtime.trainer_settings(),
         **config.trainer_args,
     }
     try:

@@ -2,7 +2,8 @@
 
 Registered beside ``sdpa`` and ``eager``, so that every model family that uses the interface works
 unpatched. Which pairs a sequence holds travels as the forward kwarg ``orpo_segments``; without it
-a call behaves exactly like the implementation that the model had before.
+a call behaves exactly like the implementation that the model had before. ``orpo_varlen`` besides
+it asks for the variable-length kernel where that can run, else SDPA goes pair by pair.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_dist.packing import Segments
+from orpo_dist.varlen import VarlenLayout, can_run, varlen_attention
 
 PREFIX = "orpo_packed_"
 FORMER = ("sdpa", "eager")
@@ -113,6 +115,7 @@ def _implementation(former: str) -> Any:
         attention_mask: Tensor | None,
         scaling: float | None = None,
         orpo_segments: Segments | None = None,
+        orpo_varlen: VarlenLayout | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         if orpo_segments is None:
@@ -121,16 +124,11 @@ def _implementation(former: str) -> Any:
             else:
                 plain = AttentionInterface()[former]
             return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        output = packed_attention(
-            query,
-            key,
-            value,
-            orpo_segments,
-            query.shape[-1] ** -0.5 if scaling is None else scaling,
-            kwargs.get("softcap"),
-            kwargs.get("sliding_window"),
-        )
-        return output, None
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        softcap, window = kwargs.get("softcap"), kwargs.get("sliding_window")
+        if orpo_varlen is not None and can_run(query, softcap):
+            return varlen_attention(query, key, value, orpo_varlen, scaling, window), None
+        return packed_attention(query, key, value, orpo_segments, scaling, softcap, window), None
 
     return attention
 

@@ -7,12 +7,38 @@ out to ranks and micro-batches; the topology therefore never changes what a step
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from orpo_dist.dealing import attention_pairs, deal_to_micro_batches, deal_to_ranks, packing_cost
+
 FILLER = -1  # an index that stands for "no pair": keeps ranks in step with weight 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step has to compute, over all ranks.
+
+    tokens: of prompts and answers, each prompt once. scored: tokens whose log-prob is needed.
+    padded: tokens that the same micro-batches would have, padded and with every prompt twice.
+    seen: (query, key) pairs of attention in one layer.
+    """
+
+    tokens: int = 0
+    scored: int = 0
+    padded: int = 0
+    seen: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.tokens + other.tokens,
+            self.scored + other.scored,
+            self.padded + other.padded,
+            self.seen + other.seen,
+        )
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,7 @@ class Step:
     micro_batches: tuple[tuple[int, ...], ...]
     total_pairs: int
     total_nll_tokens: int
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -33,8 +60,11 @@ class Plan:
     """How N pairs are cut into steps.
 
     lengths: (N, 3) tokens of prompt, chosen, rejected. nll_tokens: (N,) tokens in L_SFT per pair.
-    global_batch: pairs per step over all ranks. micro_batch: pairs per forward pass.
+    global_batch: pairs per step over all ranks. micro_batch: most pairs per forward pass.
+    token_budget: most tokens per forward pass; a pair over it gets one of its own. None: no limit.
     repeats: (N,) how often a pair appears in an epoch; a fraction is its chance to appear.
+    hidden_size: width of the model, which sets what attention costs beside the rest.
+    padded: micro-batches are padded instead of packed.
     """
 
     lengths: np.ndarray
@@ -44,6 +74,9 @@ class Plan:
     world_size: int = 1
     seed: int = 0
     repeats: np.ndarray | None = None
+    token_budget: int | None = None
+    hidden_size: int = 2048
+    padded: bool = False
 
     @property
     def pairs_per_epoch(self) -> int:
@@ -70,28 +103,72 @@ class Plan:
             indices = np.concatenate([indices, drawn])
         return rng.permutation(indices)
 
-    def epoch(self, epoch: int, rank: int = 0) -> list[Step]:
-        """All steps of an epoch for one rank."""
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens that each pair takes in a micro-batch, (N,): padded, both full sequences."""
+        if not self.padded:
+            return self.lengths.sum(1)
+        return 2 * (self.lengths[:, 0] + self.lengths[:, 1:].max(1))
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """Work of each pair, (N,), in tokens."""
+        return packing_cost(self.lengths, self.hidden_size)
+
+    def epoch(self, epoch: int, rank: int = 0) -> Iterator[Step]:
+        """The steps of an epoch for one rank, each dealt when it is asked for."""
         return self._cut(self.order(epoch), rank)
 
-    def in_order(self, rank: int = 0) -> list[Step]:
-        """Every pair once, by length so that little is padded: for evaluation."""
-        return self._cut(np.argsort(-self.lengths.sum(1), kind="stable"), rank)
+    def in_order(self, rank: int = 0) -> Iterator[Step]:
+        """Every pair once, longest first so that little is padded: for evaluation."""
+        return self._cut(np.argsort(-self.sizes, kind="stable"), rank)
 
-    def _cut(self, order: np.ndarray, rank: int) -> list[Step]:
-        starts = range(0, len(order), self.global_batch)
-        return [self._deal(order[at : at + self.global_batch], rank) for at in starts]
+    def largest(self) -> list[int]:
+        """The pairs of the largest micro-batch that there could be."""
+        chosen: list[int] = []
+        tokens = 0
+        for pair in np.argsort(-self.sizes, kind="stable")[: 4 * self.micro_batch].tolist():
+            size = int(self.sizes[chosen[0]] if self.padded and chosen else self.sizes[pair])
+            fits = self.token_budget is None or tokens + size <= self.token_budget
+            if (fits or not chosen) and len(chosen) < self.micro_batch:
+                chosen.append(pair)
+                tokens += size
+        return chosen
 
-    def _deal(self, pairs: np.ndarray, rank: int) -> Step:
-        """Deal a step's pairs: neighbours in length share a micro-batch, ranks take turns."""
-        pairs = pairs[np.argsort(-self.lengths[pairs].sum(1), kind="stable")]
+    def _cut(self, order: np.ndarray, rank: int) -> Iterator[Step]:
+        for at in range(0, len(order), self.global_batch):
+            pairs = order[at : at + self.global_batch]
+            dealt = self._deal(pairs)
+            micro_batches = tuple(tuple(pairs[m].tolist()) or (FILLER,) for m in dealt[rank])
+            nll_tokens = int(self.nll_tokens[pairs].sum())
+            yield Step(micro_batches, len(pairs), nll_tokens, self._work(pairs, dealt))
+
+    def _work(self, pairs: np.ndarray, dealt: list[list[list[int]]]) -> Work:
+        prompt, chosen, rejected = self.lengths[pairs].T
+        longest = (prompt + np.maximum(chosen, rejected)).tolist()
+        return Work(
+            tokens=int(self.lengths[pairs].sum()),
+            scored=int(self.nll_tokens[pairs].sum() + rejected.sum()),
+            padded=sum(
+                2 * len(micro) * max(longest[at] for at in micro)
+                for micro_batches in dealt
+                for micro in micro_batches
+                if micro
+            ),
+            seen=float(attention_pairs(self.lengths[pairs]).sum()),
+        )
+
+    def _deal(self, pairs: np.ndarray) -> list[list[list[int]]]:
+        """Positions in ``pairs``, by rank and micro-batch."""
         slots = math.ceil(len(pairs) / (self.micro_batch * self.world_size))
-        per_slot = math.ceil(len(pairs) / slots)
-        micro_batches = []
-        for slot in range(slots):
-            mine = pairs[slot * per_slot : (slot + 1) * per_slot][rank :: self.world_size]
-            micro_batches.append(tuple(mine.tolist()) or (FILLER,))
-        return Step(tuple(micro_batches), len(pairs), int(self.nll_tokens[pairs].sum()))
+        places = self.micro_batch * slots
+        return deal_to_micro_batches(
+            deal_to_ranks(self.costs[pairs], self.world_size, places),
+            self.sizes[pairs],
+            self.micro_batch,
+            self.token_budget or math.inf,
+            self.padded,
+        )
 
 
 def nll_token_counts(lengths: np.ndarray, nll_scope: str) -> np.ndarray:

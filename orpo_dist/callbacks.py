@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +62,20 @@ class ProgressLine(ProgressCallback):
         ("margin", "logps/margins", "+.3f"),
         ("grad", "grad_norm", ".2f"),
         ("lr", "learning_rate", ".1e"),
+        ("s/step", "seconds_per_step", ".2f"),
+        ("tokens/s", "tokens_per_second", ".0f"),
+        ("mfu", "mfu", ".2f"),
     )
 
     def __init__(self) -> None:
         super().__init__()
         self.bars = sys.stderr.isatty()
-        self._step_began, self._seconds, self._steps = 0.0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bars:
             super().on_train_begin(args, state, control, **kwargs)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step_began = time.monotonic()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._seconds += time.monotonic() - self._step_began
-        self._steps += 1
         if self.bars:
             super().on_step_end(args, state, control, **kwargs)
 
@@ -105,5 +101,4 @@ class ProgressLine(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.write(line, file=sys.stderr)
         else:
-            rate = f"  {self._seconds / self._steps:.2f} s/step" if self._steps else ""
-            print(line + rate * (not prefix), file=sys.stderr)
+            print(line, file=sys.stderr)

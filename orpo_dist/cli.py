@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orpo_dist.console import set_up_logging
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from orpo_dist.failure import crash, rank_among_others, say
 from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
@@ -23,26 +24,15 @@ COMMANDS = {
     "evaluate": "preference accuracy, perplexity and margins of a model",
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
+    "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
     "slurm": "batch scripts for SLURM, and what they call",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     set_up_logging()
-    try:
-        options = _parse(list(sys.argv[1:] if argv is None else argv))
-        return _RUN[options.command](options) if options.command else EXIT_USER_ERROR
-    except UserError as error:
-        print(f"orpo-dist: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("orpo-dist: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of a command line; without a command the help is printed."""
     parser = _Parser(
         prog="orpo-dist",
         description=DESCRIPTION,
@@ -55,11 +45,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
             _FLAGS[name](command)
-    options, unknown = parser.parse_known_args(arguments)
-    if options.command is None:
-        parser.print_help()
-    _refuse_unknown(unknown)
-    return options
+    inner: list[str] = []
+    if wanted == "launch" and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, inner = arguments[:cut], arguments[cut + 1 :]
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+        options.inner = inner
+        if options.command is None:
+            parser.print_help()
+            return EXIT_USER_ERROR
+        _refuse_unknown(unknown)
+        return _RUN[options.command](options)
+    except UserError as error:
+        say(f"error: {error}")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        crash(error)
+        return EXIT_CRASH
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,6 +136,18 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder")
 
 
+def _launch_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.launch.flags import add_launch_flags
+
+    add_launch_flags(parser)
+
+
+def _slurm_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.launch.slurm_commands import add_verbs
+
+    add_verbs(parser)
+
+
 # --- commands
 
 
@@ -141,14 +159,19 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dump_config(config), end="")
         return 0
-    from orpo_dist.run import Interrupted, train
+    from orpo_dist import runtime
+    from orpo_dist.interruption import Interrupted
+    from orpo_dist.run import train
 
     try:
         handle = train(config)
     except Interrupted as stop:
-        print(f"orpo-dist: {stop}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(handle.path)
+        if not rank_among_others():
+            say(str(stop))
+        return stop.exit_code
+    if not rank_among_others():
+        print(handle.path)
+    runtime.leave()
     return 0
 
 
@@ -238,27 +261,38 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _slurm_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.launch.slurm_commands import add_verbs
+def _launch(options: argparse.Namespace) -> int:
+    from orpo_dist.launch.flags import launch
 
-    add_verbs(parser)
+    return launch(options, _inner_config(options.inner))
+
+
+def _inner_config(command: list[str]) -> ORPOConfig | None:
+    """Check what shall be launched, so that mistakes are told once; the config, if it trains."""
+    if not command or command[0] not in ("train", "evaluate"):
+        raise UserError(
+            "launch needs 'train ...' or 'evaluate ...' after --, e.g. "
+            "'orpo-dist launch zero2 -- train --config run.yaml'"
+        )
+    parser = _Parser(prog=f"orpo-dist {command[0]}", allow_abbrev=False)
+    _FLAGS[command[0]](parser)
+    options, unknown = parser.parse_known_args(command[1:])
+    _refuse_unknown(unknown)
+    if command[0] == "evaluate":
+        return None
+    from orpo_dist.config import load_config
+    from orpo_dist.config.flags import config_values
+
+    return load_config(options.config, config_values(options))
 
 
 def _slurm(options: argparse.Namespace) -> int:
     from orpo_dist.launch.slurm_commands import run_verb
 
-    return run_verb(options, _config_of)
+    def config_of(line: Sequence[str]) -> ORPOConfig | None:
+        return _inner_config(list(line)) if line[0] == "train" else None
 
-
-def _config_of(command: Sequence[str]) -> ORPOConfig | None:
-    """The config that a command line trains with; None where it trains nothing."""
-    if command[0] != "train":
-        return None
-    from orpo_dist.config import load_config
-    from orpo_dist.config.flags import config_values
-
-    options = _parse(list(command))
-    return load_config(options.config, config_values(options))
+    return run_verb(options, config_of)
 
 
 _FLAGS = {
@@ -266,6 +300,7 @@ _FLAGS = {
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "report": _report_flags,
+    "launch": _launch_flags,
     "slurm": _slurm_flags,
 }
 _RUN = {
@@ -273,5 +308,6 @@ _RUN = {
     "evaluate": _evaluate,
     "generate": _generate,
     "report": _report,
+    "launch": _launch,
     "slurm": _slurm,
 }

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
+from orpo_dist.failure import rank_among_others
+
 
 def set_up_logging() -> None:
-    """Our lines on stderr, bare; to be called before any heavy import."""
+    """Our lines on stderr, bare, from rank 0; to be called before any heavy import."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("orpo_dist").setLevel(logging.INFO)
+    logging.getLogger("orpo_dist").setLevel(logging.ERROR if rank_among_others() else logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns as it is imported
 
 
 def quieten_libraries() -> None:
     """Errors of libraries still come through; their notices and bars in log files do not."""
+    import torch
     import transformers
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says that it had to guess
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    for library in ("transformers", "peft"):
+    for library in ("transformers", "peft", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)

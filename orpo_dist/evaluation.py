@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.batching import Plan
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
@@ -38,25 +39,37 @@ def score_dataset(
     batch_size: int = 4,
     progress: bool = True,
     attention: str = "auto",
+    token_budget: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Score every pair once; arrays of shape (N,) in the order of ``pairs``.
 
     chosen_logp, rejected_logp: mean log-prob per answer token. nll_sum: of the chosen answer.
+    batch_size, token_budget: most pairs and tokens per forward pass.
     """
-    plan = Plan(pairs.lengths, pairs.lengths[:, 1], batch_size, batch_size)
     names = ("chosen_logp", "rejected_logp", "nll_sum")
     scores = {name: np.zeros(len(pairs)) for name in names}
     scorer = make_scorer(model, attention)
+    plan = Plan(
+        pairs.lengths,
+        pairs.lengths[:, 1],
+        global_batch=batch_size,
+        micro_batch=batch_size,
+        token_budget=token_budget,
+        padded=not scorer.packed,
+    )
     model.eval()
+    if model.device.type == "cpu":
+        keep_freed_memory()
     bar = tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=None if progress else True)
     with torch.no_grad(), bar:
         for step in plan.in_order():
-            indices = list(step.micro_batches[0])
-            batch = scorer.collate([pairs[index] for index in indices]).to(model.device)
-            found = scorer.score(model, batch)
-            for name in names:
-                scores[name][indices] = getattr(found, name).double().cpu().numpy()
-            bar.update(len(indices))
+            for micro_batch in step.micro_batches:
+                indices = list(micro_batch)
+                batch = scorer.collate([pairs[index] for index in indices]).to(model.device)
+                found = scorer.score(model, batch)
+                for name in names:
+                    scores[name][indices] = getattr(found, name).double().cpu().numpy()
+                bar.update(len(indices))
     return scores
 
 
@@ -94,7 +107,15 @@ def evaluate_model(
     handle = model if isinstance(model, TrainedModel) else load(model, config)
     config = config or handle.config
     pairs = load_pairs(handle, data_path, config, progress)
-    scores = score_dataset(handle.model, pairs, config.batch_size, progress, config.attention)
+    budget = config.max_tokens_per_microbatch
+    scores = score_dataset(
+        handle.model,
+        pairs,
+        config.batch_size,
+        progress,
+        config.attention,
+        budget if isinstance(budget, int) else None,
+    )
     nll_tokens = pairs.lengths[:, 1]
     result: dict[str, Any] = summarise(scores, nll_tokens)
     result["categories"] = {}

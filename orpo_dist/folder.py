@@ -23,9 +23,10 @@ ARTEFACTS = (
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. writes: False for all ranks but 0, which leave it to rank 0."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.writes = writes
         self.path = Path(path).expanduser()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -89,11 +90,13 @@ class RunFolder:
     def write_config(self, config: ORPOConfig) -> None:
         """The resolved config; ``orpo-dist train --config`` reads it back."""
         replay = config.replace(overwrite=False, resume_from_checkpoint="never")
-        self.config.write_text(dump_config(replay), encoding="utf-8")
+        if self.writes:
+            self.config.write_text(dump_config(replay), encoding="utf-8")
 
     def update_run(self, **entries: Any) -> None:
         """Set entries of run.json, replacing the file as a whole."""
-        write_json(self.run, {**read_json(self.run), **entries})
+        if self.writes:
+            write_json(self.run, {**read_json(self.run), **entries})
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

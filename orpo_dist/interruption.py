@@ -1,53 +1,79 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, then stop."""
+"""Signals: finish the step on every rank, save a checkpoint, then stop with a telling exit code."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+import time
 from typing import Any
 
 from transformers import TrainerCallback
 
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.runtime import Runtime
+
 logger = logging.getLogger("orpo_dist")
 
+# Ranks may get different signals; the strongest one decides for all.
+STRENGTH = {signal.SIGUSR1: 1, signal.SIGTERM: 2, signal.SIGINT: 2}
+EXIT_CODES = {1: EXIT_REQUEUE, 2: EXIT_INTERRUPTED}
 
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C, so that a run's status is written on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+ECHO = 1.0  # s; a launcher and a terminal may deliver the same signal twice
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal after saving; the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first signal into a checkpoint and a clean stop; a second one ends at once."""
+    """While entered, turns signals into a clean stop.
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+    Before training, Ctrl-C and SIGTERM end at once, there being nothing to save. In training, the
+    first signal on any rank ends all ranks after the step, with a checkpoint; a second Ctrl-C ends
+    at once. SIGUSR1 is always remembered until training can act on it.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.exit_code: int | None = None  # set once all ranks have agreed to stop
+        self._strength, self._since = 0, 0.0
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note)
+            self._before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
-        self.restore()
-        logger.warning(
-            "%s: finishing this step and saving; once more to stop at once", self.received.name
-        )
+        """Remember a signal; Python runs this between two instructions of the main thread."""
+        name = signal.Signals(number)
+        if self._strength and time.monotonic() - self._since > ECHO and name is signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._strength:
+            logger.warning("%s: finishing this step and saving first", name.name)
+            self._since = time.monotonic()
+        self._strength = max(self._strength, STRENGTH[name])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._before:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.received is not None:
+        strength = self.runtime.agree_on_most(self._strength)
+        if strength:
+            self.exit_code = EXIT_CODES[strength]
             control.should_training_stop = True
             control.should_save = True
 
@@ -55,9 +81,7 @@ class StopOnSignal(TrainerCallback):
         self.on_step_end(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Put the former handlers back."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+        """What follows saves the model itself: from here on a signal ends the run at once."""
+        if self._before:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

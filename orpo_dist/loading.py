@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from orpo_dist.batching import FILLER, Plan, Step, nll_token_counts, repeats_of
+from orpo_dist.batching import FILLER, Plan, Step, Work, nll_token_counts, repeats_of
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.scoring import Batch, Scorer
@@ -21,6 +21,7 @@ class LoadedStep:
     batches: list[Batch]
     total_pairs: int
     total_nll_tokens: int
+    work: Work
 
     def __contains__(self, name: str) -> bool:
         """Trainer asks a batch for ``labels``; a planned step has its own counts."""
@@ -38,7 +39,7 @@ class StepDataset(Dataset):
 
     def __getitem__(self, step: Step) -> LoadedStep:
         batches = [self._batch(indices) for indices in step.micro_batches]
-        return LoadedStep(batches, step.total_pairs, step.total_nll_tokens)
+        return LoadedStep(batches, step.total_pairs, step.total_nll_tokens, step.work)
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
@@ -52,7 +53,7 @@ class StepSampler(Sampler):
     A sampler of whole batches, so that Trainer skips steps on resume without loading them.
     """
 
-    def __init__(self, plan: Callable[[], list[Step]], steps: int):
+    def __init__(self, plan: Callable[[], Iterable[Step]], steps: int):
         self.plan, self.steps = plan, steps
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ def _only(batch: list[LoadedStep]) -> LoadedStep:
 
 
 def step_loader(
-    dataset: StepDataset, plan: Callable[[], list[Step]], steps: int, num_workers: int = 0
+    dataset: StepDataset, plan: Callable[[], Iterable[Step]], steps: int, num_workers: int = 0
 ) -> DataLoader:
     """A DataLoader over planned steps; each item is one ``LoadedStep``."""
     return DataLoader(
@@ -78,8 +79,11 @@ def step_loader(
     )
 
 
-def make_plan(config: ORPOConfig, pairs: PairDataset, world_size: int) -> Plan:
-    """The step plan of a run over ``pairs``."""
+def make_plan(
+    config: ORPOConfig, pairs: PairDataset, world_size: int, hidden_size: int, padded: bool
+) -> Plan:
+    """The step plan of a run over ``pairs``; ``auto`` for the token budget is yet to be found."""
+    budget = config.max_tokens_per_microbatch
     return Plan(
         lengths=pairs.lengths,
         nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
@@ -88,6 +92,9 @@ def make_plan(config: ORPOConfig, pairs: PairDataset, world_size: int) -> Plan:
         world_size=world_size,
         seed=config.seed,
         repeats=repeats_of(pairs.source_ids, config.data_weights),
+        token_budget=budget if isinstance(budget, int) else None,
+        hidden_size=hidden_size,
+        padded=padded,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
 from orpo_dist.types import UserError
 
@@ -81,7 +82,10 @@ def load_policy(config: ORPOConfig) -> Any:
         dtype=half if config.peft else torch.float32,
         quantization=_quantization_config(config, half),
     )
-    return add_adapter(model, lora_config(config)) if config.peft else model
+    if not config.peft:
+        return model
+    torch.manual_seed(config.seed)  # loading draws random numbers on some engines, not on others
+    return add_adapter(model, lora_config(config))
 
 
 def load_weights(
@@ -90,7 +94,10 @@ def load_weights(
     """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one."""
     from transformers import AutoModelForCausalLM
 
-    placement = {"device_map": {"": _local_device()}} if quantization is not None else {}
+    engine = runtime.start().engine.name
+    # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
+    placed = quantization is not None and engine != "zero3"
+    placement = {"device_map": {"": _local_device()}} if placed else {}
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             locate(model),
@@ -148,6 +155,10 @@ def _quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+        # Engines that shard weights cannot cut whole numbers: the bits lie in floats for them.
+        bnb_4bit_quant_storage=(
+            compute_dtype if runtime.start().engine.shards_weights else torch.uint8
+        ),
     )
 
 
@@ -235,7 +246,12 @@ def load_trained(path: str | Path, config: ORPOConfig) -> Any:
 
 
 def trainable_share(model: Any) -> tuple[int, int]:
-    """``(trainable, total)`` numbers of parameters, packed 4-bit weights counted in full."""
-    if hasattr(model, "get_nb_trainable_parameters"):
-        return model.get_nb_trainable_parameters()
-    return model.num_parameters(only_trainable=True), model.num_parameters()
+    """``(trainable, total)`` numbers of parameters, shards and packed 4-bit weights in full."""
+    trains = total = 0
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors
+        if type(parameter).__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trains += count * parameter.requires_grad
+    return trains, total

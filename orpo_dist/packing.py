@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from orpo_dist.types import Pair, PairScores
+from orpo_dist.varlen import VarlenLayout, varlen_layout
 
 # (prompt, chosen, rejected) lengths of each pair, in the order in which the pairs lie.
 Segments = tuple[tuple[int, int, int], ...]
@@ -28,6 +29,7 @@ class PackedBatch:
     token; targets: (S,) that token. owners: (S,) row of the sum a token's log-prob goes to: b for
     the chosen answer of pair b, B + b for its rejected one, 2B + b for its prompt.
     answer_tokens: (2B,) lengths of the answers. nll_tokens: (B,). weight: (B,).
+    varlen: where the sequences lie for a variable-length kernel, where one is to be used.
     """
 
     input_ids: Tensor
@@ -39,20 +41,21 @@ class PackedBatch:
     answer_tokens: Tensor
     nll_tokens: Tensor
     weight: Tensor
+    varlen: VarlenLayout | None = None
 
     def to(self, device: torch.device | str) -> PackedBatch:
         tensors: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor | VarlenLayout)
         }
         return replace(self, **tensors)
 
 
 def pack_pairs(
-    pairs: Sequence[Pair], nll_scope: str = "completion", real: bool = True
+    pairs: Sequence[Pair], nll_scope: str = "completion", real: bool = True, varlen: bool = False
 ) -> PackedBatch:
-    """Collate pairs. real: False makes every pair filler of weight 0."""
+    """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel."""
     with_prompt = nll_scope == "prompt_and_completion"
     tokens: list[int] = []
     positions: list[Tensor] = []
@@ -76,17 +79,19 @@ def pack_pairs(
             sources.append(torch.arange(start, last))
             targets += pair.prompt[1:]
             owners += [2 * count + number] * (prompt - 1)
-    lengths = torch.tensor([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs])
+    segments = tuple((len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs)
+    lengths = torch.tensor(segments)
     return PackedBatch(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.cat(positions)[None],
-        segments=tuple((len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs),
+        segments=segments,
         sources=torch.cat(sources),
         targets=torch.tensor(targets),
         owners=torch.tensor(owners),
         answer_tokens=torch.cat([lengths[:, 1], lengths[:, 2]]),
         nll_tokens=lengths[:, 1] + (lengths[:, 0] - 1) * with_prompt,
         weight=torch.full((count,), float(real)),
+        varlen=varlen_layout(segments) if varlen else None,
     )
 
 

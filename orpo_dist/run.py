@@ -11,59 +11,70 @@ from typing import Any
 
 import torch
 
+from orpo_dist import runtime
 from orpo_dist.arguments import loggers, resolve
 from orpo_dist.callbacks import MetricsFile, named_log, tensorboard
+from orpo_dist.checkpoint import go_on_from
+from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare, template_text
 from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
-from orpo_dist.interruption import StopOnSignal, sigterm_interrupts
+from orpo_dist.interruption import Interrupted, StopOnSignal
 from orpo_dist.loading import total_steps
 from orpo_dist.model import (
     load_model_config,
-    load_policy,
     load_tokenizer,
     locate,
     merge_adapter,
     trainable_share,
 )
 from orpo_dist.report import write_report
+from orpo_dist.runtime import Runtime
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
 
-class Interrupted(Exception):
-    """Training stopped on a signal after saving; the message says how to go on."""
-
-
 def train(config: ORPOConfig) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
 
-    Returns a handle on the trained model. Raises ``UserError`` for what the user can mend, and
-    ``Interrupted`` after Ctrl-C or SIGTERM, with a checkpoint saved.
+    Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
+    handle on the trained model (on the engine's shards of it, where weights are sharded).
+    Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
+    SIGUSR1, with a checkpoint saved.
     """
     if config.model is None:
         raise UserError("model is missing: pass --model (a folder or a hub id)")
     if not config.data_path:
         raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
     quieten_libraries()
+    here = runtime.start()
+    refuse_impossible(config, here.engine)
     config = config.replace(model=locate(config.model))
-    folder = RunFolder(config.project_name)
-    checkpoint = folder.open(config)
+    folder = RunFolder(config.project_name, writes=here.is_main)
+    checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
-    folder.update_run(status="running", started=started, versions=versions(), error=None)
+    folder.update_run(
+        status="running",
+        started=started,
+        versions=versions(),
+        engine=here.engine.name,
+        offload=here.engine.offload,
+        world_size=here.world_size,
+        error=None,
+    )
     try:
-        with sigterm_interrupts():
-            handle = _train(config, folder, checkpoint)
+        with StopOnSignal(here) as stop:
+            handle = _train(config, folder, checkpoint, here, stop)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
-            f"out of GPU memory ({str(error).splitlines()[0]}); lower --batch-size and raise "
-            "--gradient-accumulation, or try --gradient-checkpointing, --peft, --quantization int4"
+            f"out of GPU memory ({str(error).splitlines()[0]}); set --max-tokens-per-microbatch, "
+            "or try --gradient-checkpointing, --peft, --quantization int4"
         ) from error
     except BaseException as error:
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -76,27 +87,38 @@ def train(config: ORPOConfig) -> TrainedModel:
     folder.update_run(
         status="completed", seconds=round(time.time() - started, 1), metrics=handle.metrics
     )
-    write_report(folder.path)
+    if here.is_main:
+        write_report(folder.path)
+    here.wait()
     return handle
 
 
-def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> TrainedModel:
+def _train(
+    config: ORPOConfig,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    here: Runtime,
+    stop: StopOnSignal,
+) -> TrainedModel:
     from transformers import set_seed
 
     assert config.model is not None
     name = config.model
     set_seed(config.seed)
-    config = resolve(config, has_eval=bool(config.valid_data_path or config.valid_split))
+    if checkpoint is not None:
+        config = go_on_from(checkpoint, config, here)
+    has_eval = bool(config.valid_data_path or config.valid_split)
+    config = resolve(config, has_eval, here.world_size)
     # The text and not the path of a template: the run folder stands on its own.
     config = config.replace(chat_template=template_text(config.chat_template))
     tokenizer = load_tokenizer(name, config)
     limits = limits_of(config, load_model_config(name, config))
     encoder = Encoder(tokenizer, config.chat_template, limits)
-    train_pairs, eval_pairs = load_data(config, encoder)
+    train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
+    here.require_same("training data", train_pairs.digest)
     _report_data(folder, train_pairs, eval_pairs)
-    stop = StopOnSignal()
     trainer = ORPOTrainer(
-        model=load_policy(config),
+        model=config.model,
         args=config,
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
@@ -108,10 +130,11 @@ def _train(config: ORPOConfig, folder: RunFolder, checkpoint: Path | None) -> Tr
     assert trainer.train_plan is not None
     logger.info(derived_truth(trainer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+    if stop.exit_code is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
-            "the same command and --resume-from-checkpoint auto"
+            "the same command and --resume-from-checkpoint auto",
+            stop.exit_code,
         )
     trainer.save_model(str(folder.path))  # before anything that could still be interrupted
     metrics = final_metrics(trainer)
@@ -149,6 +172,8 @@ def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDa
 
 def _report_data(folder: RunFolder, train: PairDataset, valid: PairDataset | None) -> None:
     """data_report.json, and what a person has to hear about the data."""
+    if not folder.writes:
+        return
     reports = {"train": train.report} | ({"valid": valid.report} if valid else {})
     leaked = leaked_pairs(train, valid) if valid else 0
     write_json(folder.data_report, {**reports, "leaked_pairs": leaked})

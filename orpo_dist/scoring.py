@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -29,21 +28,26 @@ logger = logging.getLogger("orpo_dist")
 Batch = PackedBatch | PaddedBatch
 
 LOGITS_BYTES = 2**28  # fp32 logits that may exist at once: 256 MiB
+BLOCK_BYTES = 2**22  # logits that a CPU turns into log-probs at a time: 4 MiB
 MIN_CHUNK = 128  # tokens; smaller chunks would leave the hardware idle
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """One way of scoring, fixed for a model. packed: the fast path; else padded."""
+    """One way of scoring, fixed for a model.
+
+    packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
+    """
 
     packed: bool
     nll_scope: str = "completion"
     pad_id: int = 0
+    varlen: bool = False
 
     def collate(self, pairs: Sequence[Pair], real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
-            return pack_pairs(pairs, self.nll_scope, real)
+            return pack_pairs(pairs, self.nll_scope, real, self.varlen)
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
@@ -54,12 +58,17 @@ class Scorer:
 
 
 def make_scorer(
-    model: Any, attention: str, nll_scope: str = "completion", pad_id: int = 0
+    model: Any,
+    attention: str,
+    nll_scope: str = "completion",
+    pad_id: int = 0,
+    prove: bool = True,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
     auto takes the packed path if the model proves, on a pair of random tokens, that it scores the
     same packed and padded; some architectures accept packed input and are silently wrong.
+    prove: False skips that, for a rank that was told the outcome and may not hold the weights.
     Raises ``UserError`` if packed is asked for and the model cannot.
     """
     padded = Scorer(False, nll_scope, pad_id)
@@ -69,9 +78,13 @@ def make_scorer(
     former = core.config._attn_implementation
     reason = _why_not_packed(core) or _teach_packing(core)
     if reason is None:
-        reason = _failed_proof(model, pad_id)
-        if reason is None:
-            return Scorer(True, nll_scope, pad_id)
+        on_gpu = core.get_output_embeddings().weight.device.type == "cuda"
+        for varlen in (True, False)[not on_gpu :]:
+            reason = _failed_proof(model, pad_id, varlen) if prove else None
+            if reason is None:
+                return Scorer(True, nll_scope, pad_id, varlen)
+            if varlen:
+                logger.info("attention: not the varlen kernel, because the model %s", reason)
         del core.forward  # the class's own again
         core.set_attn_implementation(former)
     if attention == "packed":
@@ -127,6 +140,7 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
             position_ids=orpo_batch.position_ids,
             use_cache=False,
             orpo_segments=orpo_batch.segments,
+            orpo_varlen=orpo_batch.varlen,
         ).last_hidden_state[0]
     return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
 
@@ -149,8 +163,42 @@ def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def _chunk_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     logits = _finish_logits(core.config.get_text_config(), core.get_output_embeddings()(hidden))
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(logits, targets, reduction="none")
+    return _TargetLogps.apply(logits, targets)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """log p(target), (S,) in fp32 or better, from logits (S, V) that nobody else needs.
+
+    The same as ``-cross_entropy(logits.float(), targets, reduction="none")`` without its three
+    further tensors of S x V: the logits themselves become their gradient. Blocks of rows stay in
+    the cache of a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        normaliser = torch.empty(len(targets), dtype=exact, device=logits.device)
+        for rows in _blocks(logits):
+            normaliser[rows] = logits[rows].to(exact).logsumexp(1)
+        ctx.save_for_backward(logits, targets, normaliser)
+        return logits.gather(1, targets[:, None])[:, 0] - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normaliser = ctx.saved_tensors  # a second backward raises here
+        for rows in _blocks(logits):
+            part = logits[rows].to(normaliser.dtype)
+            part.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
+            part.scatter_add_(1, targets[rows, None], grad[rows, None].to(part.dtype))
+            if part.dtype != logits.dtype:  # else it was written in place
+                logits[rows] = part
+        return logits, None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    size = BLOCK_BYTES // (4 * logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    size = max(1, size)
+    return [slice(at, at + size) for at in range(0, len(logits), size)]
 
 
 def _finish_logits(config: Any, logits: Tensor) -> Tensor:
@@ -165,7 +213,7 @@ def _finish_logits(config: Any, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _failed_proof(model: Any, pad_id: int) -> str | None:
+def _failed_proof(model: Any, pad_id: int, varlen: bool) -> str | None:
     """Score two random pairs packed and padded; None if they agree, else the reason."""
     core = causal_model(model)
     vocabulary = core.config.get_text_config().vocab_size
@@ -181,7 +229,10 @@ def _failed_proof(model: Any, pad_id: int) -> str | None:
     try:
         found = [
             scorer.score(model, scorer.collate(pairs).to(device))
-            for scorer in (Scorer(True, pad_id=pad_id), Scorer(False, pad_id=pad_id))
+            for scorer in (
+                Scorer(True, pad_id=pad_id, varlen=varlen),
+                Scorer(False, pad_id=pad_id),
+            )
         ]
     except Exception as error:  # whatever an unknown architecture makes of packed input
         return f"does not run packed ({type(error).__name__}: {error})".partition("\n")[0]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from orpo_dist import runtime
+from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
-from orpo_dist.batching import nll_token_counts
+from orpo_dist.batching import Plan, Step, Work, nll_token_counts
+from orpo_dist.budget import CPU_TOKENS, find_token_budget, fits_in_memory
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
 from orpo_dist.model import (
@@ -29,13 +33,17 @@ from orpo_dist.model import (
     lora_config,
 )
 from orpo_dist.objective import orpo_loss
-from orpo_dist.scoring import Batch, make_scorer
+from orpo_dist.runtime import Runtime, gathered_while_used
+from orpo_dist.scoring import Batch, Scorer, causal_model, make_scorer
+from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
+
+logger = logging.getLogger("orpo_dist")
 
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(Trainer):
+class ORPOTrainer(EngineTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -64,19 +72,21 @@ class ORPOTrainer(Trainer):
                 f"args must be an ORPOConfig, not {type(args).__name__}; settings of "
                 "TrainingArguments go into ORPOConfig(trainer_args={...})"
             )
-        config = resolve(config, has_eval=eval_dataset is not None)
+        self.runtime = runtime.start()
+        config = resolve(config, eval_dataset is not None, self.runtime.world_size)
+        # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
+        training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = _model_and_tokenizer(model, config, processing_class)
         disable_dropout(policy)
         policy = _with_adapter(policy, config, peft_config)
-        self.scorer = make_scorer(
-            policy, config.attention, config.nll_scope, processing_class.pad_token_id or 0
-        )
+        self.scorer = _agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs, eval_pairs = (
             as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
         )
-        training_args = training_arguments(config, output_dir=str(config.project_name))
-        self.train_plan = train_pairs and make_plan(config, train_pairs, training_args.world_size)
+        self._hidden_size = policy.config.get_text_config().hidden_size
+        self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
+        self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
@@ -92,6 +102,13 @@ class ORPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        peak = peak_flops(self.args.device, config.mixed_precision == "bf16")
+        self.throughput = Throughput(
+            model_flops(causal_model(policy)), peak and peak * self.args.world_size
+        )
+        self.add_callback(self.throughput)
         for noisy in (ProgressCallback, PrinterCallback):
             if self.pop_callback(noisy):
                 self.add_callback(ProgressLine)
@@ -104,9 +121,10 @@ class ORPOTrainer(Trainer):
         if plan is None:
             raise UserError("training needs a train_dataset")
 
-        def current_epoch() -> list[Any]:
+        def current_epoch() -> Iterator[Step]:
             # Counted in steps, so that a run resumed in the middle of an epoch finds its place.
-            return plan.epoch(self.state.global_step // plan.steps_per_epoch, rank)
+            assert self.train_plan is not None
+            return self.train_plan.epoch(self.state.global_step // plan.steps_per_epoch, rank)
 
         return self._loader(self.train_dataset, current_epoch, plan.steps_per_epoch)
 
@@ -122,13 +140,20 @@ class ORPOTrainer(Trainer):
                 limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
-        plan = make_plan(
-            self.config.replace(gradient_accumulation=1, data_weights=None),
-            pairs,
-            self.args.world_size,
+        plan = self._plan(
+            self.config.replace(gradient_accumulation=1, data_weights=None), pairs, self.args
         )
-        steps = plan.in_order(self.args.process_index)
-        return self._loader(pairs, lambda: steps, len(steps))
+        if self.train_plan is not None:
+            plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
+        rank = self.args.process_index
+        return self._loader(pairs, lambda: plan.in_order(rank), plan.steps_per_epoch)
+
+    def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> Plan:
+        padded = not self.scorer.packed
+        plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)
+        if config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu":
+            return dataclasses.replace(plan, token_budget=CPU_TOKENS)
+        return plan
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
         dataset = StepDataset(pairs, self.scorer)
@@ -174,7 +199,36 @@ class ORPOTrainer(Trainer):
             loss += share.detach()
             self._train_means.add(step_means(metrics, inputs.total_pairs, inputs.total_nll_tokens))
         self._train_means.steps += 1
+        self.throughput.add(inputs.work, inputs.total_pairs)
         return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; first finds the token budget, where that is ``auto``."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        wanted = self.config.max_tokens_per_microbatch == "auto"
+        if wanted and self.train_plan is not None and self.train_plan.token_budget is None:
+            if sharded:
+                logger.info("max_tokens_per_microbatch auto: no limit, as weights are sharded")
+            else:
+                budget = find_token_budget(self.train_plan, self._fits, self._on_all_ranks)
+                self.train_plan = dataclasses.replace(self.train_plan, token_budget=budget)
+        return super().train(*args, **kwargs)
+
+    def _fits(self, pairs: Sequence[int]) -> bool:
+        """Whether forward and backward over these pairs leave room for the optimizer."""
+
+        def share() -> Tensor:
+            batch = self.scorer.collate([self.train_dataset[index] for index in pairs])
+            with self.accelerator.autocast():
+                scores = self.score(self.model.train(), batch)
+            return self.compute_objective(scores, LoadedStep([], 1, 1, Work()))[0]
+
+        copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
+        return fits_in_memory(self.model, share, copies)
+
+    def _on_all_ranks(self, fits: bool) -> bool:
+        failed = torch.tensor(float(not fits), device=self.args.device)
+        return not self.accelerator.reduce(failed, reduction="sum").item()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""
@@ -216,37 +270,23 @@ class ORPOTrainer(Trainer):
         """Trainer's log line with the ORPO metrics of the interval added."""
         if "loss" in logs and self._train_means.steps:
             means = self._train_means.pop(self.accelerator)
+            logs.update(self.throughput.pop())
             logs.update(named_metrics(means, self.config.orpo_alpha, self.config.loss_form))
         super().log(logs, start_time)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; an optimizer that cannot be had is the user's to change."""
-        with _as_user_error(f"optimizer {self.config.optimizer}"):
-            return super().create_optimizer(*args, **kwargs)
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; so is a schedule that lacks its settings."""
-        with _as_user_error(f"scheduler {self.config.scheduler}"):
-            return super().create_scheduler(*args, **kwargs)
+def _agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
+    """The same scorer on every rank, after a proof by one that holds the weights."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        """As Trainer; a checkpoint of another model is named as such."""
-        with _as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+    def make(attention: str = config.attention, prove: bool = True) -> Scorer:
+        pad_id = tokenizer.pad_token_id or 0
+        return make_scorer(policy, attention, config.nll_scope, pad_id, prove)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As Trainer, without its pickled arguments: config.yaml says the same, and safely."""
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _as_user_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {reason}") from error
+    if here.engine.name == "zero3":
+        with gathered_while_used(policy):
+            return make()
+    scorer = here.on_main(make)
+    return scorer if here.is_main else make("packed" if scorer.packed else "padded", prove=False)
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:

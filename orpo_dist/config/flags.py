@@ -61,6 +61,7 @@ def _add_flag(heading: Any, name: str, field: FieldInfo) -> None:
         return
     if get_origin(field.annotation) is list or list in accepted:
         options |= {"nargs": "+"}
+    choices += ["NUMBER"] if choices and int in accepted else []
     options["metavar"] = "|".join(sorted(choices)) or "VALUE"
     heading.add_argument(flag, **options)
 

@@ -22,6 +22,7 @@ ALIASES = {
     "train_batch_size": "batch_size",
     "micro_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
+    "total_train_batch_size": "global_batch_size",
     "lr_scheduler": "scheduler",
     "lr_scheduler_type": "scheduler",
     "optim": "optimizer",

@@ -30,6 +30,10 @@ OWNED_TRAINER_ARGS = {
     "greater_is_better": "metric_for_best_model",
     "gradient_checkpointing": "gradient_checkpointing",
     "remove_unused_columns": "nothing (it must stay off)",
+    "deepspeed": "the preset of 'orpo-dist launch'",
+    "fsdp": "the preset of 'orpo-dist launch'",
+    "fsdp_config": "the preset of 'orpo-dist launch'",
+    "accelerator_config": "the preset of 'orpo-dist launch'",
 }
 
 
@@ -85,8 +89,9 @@ class ORPOConfig(BaseModel):
     # --- optimisation
     epochs: float = setting("optimisation", 3, "passes over the data", gt=0)
     max_steps: int | None = setting("optimisation", None, "stop after this many optimizer steps; overrides epochs", ge=1)
-    batch_size: int = setting("optimisation", 4, "pairs per device and micro-batch", ge=1)
-    gradient_accumulation: int = setting("optimisation", 4, "micro-batches per optimizer step", ge=1)
+    batch_size: int = setting("optimisation", 4, "most pairs per device and micro-batch", ge=1)
+    gradient_accumulation: int = setting("optimisation", 4, "micro-batches per optimizer step (more where the token budget asks for it)", ge=1)
+    global_batch_size: int | None = setting("optimisation", None, "pairs per optimizer step over all processes, so that training stays the same on any number of them; overrides gradient_accumulation", ge=1)
     lr: float = setting("optimisation", 5e-5, "peak learning rate", gt=0)
     warmup_ratio: float = setting("optimisation", 0.1, "share of the steps that warm up", ge=0, lt=1)
     weight_decay: float = setting("optimisation", 0.01, "decoupled weight decay", ge=0)
@@ -97,6 +102,7 @@ class ORPOConfig(BaseModel):
     # --- memory and precision
     mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
     attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
+    max_tokens_per_microbatch: int | Literal["auto"] | None = setting("memory", "auto", "cut micro-batches further so that none holds more tokens (a longer pair stands alone); changes memory and speed, never the loss; auto: what fits, tried at the start; none: no limit")
     gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
     quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
 
@@ -147,6 +153,17 @@ class ORPOConfig(BaseModel):
         if info.field_name in ("data_path", "valid_data_path"):
             return [value] if isinstance(value, str) else value or []
         return value
+
+    @field_validator("max_tokens_per_microbatch", mode="before")
+    @classmethod
+    def _token_budget(cls, value: Any) -> Any:
+        if value in (None, "none"):
+            return None
+        if value == "auto":
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ValueError(f"must be auto, none or a number of tokens, got {value!r}")
+        return int(value)
 
     @field_validator("trainer_args")
     @classmethod

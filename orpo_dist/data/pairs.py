@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class PairDataset:
             row[prompt + chosen :],
             self.categories[self.category_ids[index]],
         )
+
+    def digest(self) -> str:
+        """A fingerprint of all tokens and of how they are cut into pairs."""
+        content = hashlib.blake2b(self.lengths.tobytes())
+        content.update(self.tokens.data)
+        return content.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the arrays and the report to a new folder."""

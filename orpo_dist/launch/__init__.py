@@ -1,1 +1,4 @@
-"""From one command to many processes on many machines; nothing here imports torch at the top."""
+"""Launching: a preset and a command become one ``accelerate launch``. Imports no torch.
+
+Only ``launch.accelerate``, which runs as the launched process, loads more.
+"""

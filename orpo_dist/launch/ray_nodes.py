@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -21,7 +22,7 @@ def wait_for_ray(nodes: int, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"no Ray head at {address} after {seconds:g} s: see its log")
         time.sleep(0.2)
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         while True:
             alive = [node["NodeName"] for node in ray.nodes() if node["Alive"]]

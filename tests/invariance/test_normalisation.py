@@ -63,6 +63,24 @@ def test_accumulation_does_not_change_the_curve_or_the_weights(
             torch.testing.assert_close(cut_weights[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_a_token_budget_does_not_change_the_curve_or_the_weights(
+    tiny_model: Any, tokenizer: Any, demo_rows: Rows, tmp_path: Path, attention: str
+) -> None:
+    losses, weights = run(tiny_model, tokenizer, demo_rows[:30], tmp_path)
+    cut, cut_weights = run(
+        tiny_model,
+        tokenizer,
+        demo_rows[:30],
+        tmp_path,
+        attention=attention,
+        max_tokens_per_microbatch=120,
+    )
+    assert cut == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(cut_weights[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+
+
 def test_logged_metrics_equal_the_loss_that_trainer_reports(
     tiny_model: Any, tokenizer: Any, demo_rows: Rows, tmp_path: Path
 ) -> None:

@@ -75,6 +75,12 @@ class SubmittedJob:
         """To the steps, as the timer of --signal does."""
         self.cluster.client("scancel", f"--signal={name}", self.id)
 
+    def kill_step(self) -> None:
+        """Kills training and its launcher, as a lack of memory would; the batch script goes on."""
+        steps = self.cluster.client("squeue", "--steps", "-h", "-o", "%i", f"--job={self.id}")
+        (step,) = [step for step in steps.split() if step.rpartition(".")[2].isdigit()]
+        self.cluster.client("scancel", "--signal=KILL", step)
+
     @property
     def output(self) -> str:
         path = self.folder / f"{self.name}-{self.show()['JobId']}.out"

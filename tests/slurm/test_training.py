@@ -92,9 +92,9 @@ def test_crashes_without_progress_stop(submit: Submit, training: Training) -> No
     """Killed after a checkpoint it goes on; killed before the next one it stays down."""
     job = submit("slurm.sbatch", *training.command(300), flags=ONE, **SINGLE)
     job.until(lambda: training.saved() >= 5)
-    job.signal("KILL")
+    job.kill_step()
     job.until(lambda: job.log(1))
-    job.signal("KILL")
+    job.kill_step()
     ended = job.wait()
     assert (ended["ExitCode"], ended["Restarts"]) == ("137:0", "1"), job.logs()
     assert re.search(r"no checkpoint beyond step \d+ was saved", job.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpo_dist.batching import FILLER, Plan, nll_token_counts, repeats_of
+from orpo_dist.batching import FILLER, Plan, Work, nll_token_counts, repeats_of
 
 
 def make_plan(pairs: int, **changes: object) -> Plan:
@@ -40,16 +41,65 @@ def test_any_topology_trains_on_the_same_steps(
     assert len(expected) == one.steps_per_epoch
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 4), st.integers(1, 6))
-def test_ranks_have_equally_many_micro_batches_within_the_limit(
-    pairs: int, micro: int, world: int
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.none() | st.integers(1, 400),
+    st.booleans(),
+)
+def test_ranks_have_equally_many_micro_batches_within_the_limits(
+    pairs: int, micro: int, world: int, budget: int | None, padded: bool
 ) -> None:
-    plan = make_plan(pairs, global_batch=12, micro_batch=micro, world_size=world)
+    plan = make_plan(
+        pairs,
+        global_batch=12,
+        micro_batch=micro,
+        world_size=world,
+        token_budget=budget,
+        padded=padded,
+    )
+    for rank in range(world):
+        for step in plan.epoch(0, rank):
+            for real in (m for m in step.micro_batches if m != (FILLER,)):
+                sizes = plan.sizes[list(real)]
+                tokens = sizes.max() * len(real) if padded else sizes.sum()
+                assert len(real) == 1 or budget is None or tokens <= budget
     for steps in zip(*(plan.epoch(1, rank) for rank in range(world)), strict=True):
         assert len({len(step.micro_batches) for step in steps}) == 1
         assert all(1 <= len(m) <= micro for step in steps for m in step.micro_batches)
         assert len({(step.total_pairs, step.total_nll_tokens) for step in steps}) == 1
+
+
+def test_a_budget_does_not_change_what_a_step_trains_on() -> None:
+    assert pairs_of(make_plan(50, token_budget=90), 0, 1) == pairs_of(make_plan(50), 0, 1)
+
+
+def test_the_fewest_micro_batches_that_fit_are_made() -> None:
+    lengths = np.asarray([[10, 5, 5]] * 6 + [[200, 30, 30]])
+    plan = Plan(lengths, lengths[:, 1], global_batch=7, micro_batch=7, token_budget=60)
+    (step,) = plan.epoch(0)
+    assert sorted(map(len, step.micro_batches)) == [1, 3, 3]
+    assert (6,) in step.micro_batches  # over the budget, hence alone
+
+
+def test_the_largest_micro_batch_bounds_all_others() -> None:
+    for padded in (False, True):
+        for budget in (None, 150):
+            plan = make_plan(60, micro_batch=3, token_budget=budget, padded=padded)
+            largest = plan.sizes[plan.largest()].sum()
+            for step in plan.epoch(0):
+                assert all(plan.sizes[list(m)].sum() <= largest for m in step.micro_batches)
+
+
+def test_the_work_of_a_step_is_counted_over_all_ranks() -> None:
+    lengths = np.asarray([[4, 2, 3], [10, 1, 1], [1, 6, 2]])
+    plan = Plan(lengths, lengths[:, 1], global_batch=3, micro_batch=1, world_size=3)
+    works = {next(plan.epoch(0, rank)).work for rank in range(3)}
+    assert works == {Work(tokens=30, scored=15, padded=2 * (7 + 11 + 7), seen=134.0)}
+    at_once = dataclasses.replace(plan, micro_batch=3, world_size=1)
+    assert next(at_once.epoch(0)).work.padded == 2 * 3 * 11
 
 
 def test_counts_of_a_step_are_those_of_its_pairs() -> None:
@@ -62,17 +112,19 @@ def test_counts_of_a_step_are_those_of_its_pairs() -> None:
 
 def test_epochs_differ_and_are_reproducible() -> None:
     plan = make_plan(40)
-    assert plan.epoch(0) == make_plan(40).epoch(0)
-    assert plan.epoch(0) != plan.epoch(1)
-    assert plan.epoch(0) != make_plan(40, seed=4).epoch(0)
+    first = list(plan.epoch(0))
+    assert first == list(make_plan(40).epoch(0))
+    assert first != list(plan.epoch(1))
+    assert first != list(make_plan(40, seed=4).epoch(0))
 
 
 def test_evaluation_order_covers_every_pair_once_longest_first() -> None:
     plan = make_plan(21)
-    order = [i for step in plan.in_order() for micro in step.micro_batches for i in micro]
-    totals = plan.lengths[order].sum(1)
-    assert sorted(order) == list(range(21))
-    assert (totals[1:] <= totals[:-1]).all()
+    steps = [[i for m in step.micro_batches for i in m] for step in plan.in_order()]
+    assert sorted(itertools.chain(*steps)) == list(range(21))
+    longest = [plan.lengths[step].sum(1).max() for step in steps]
+    shortest = [plan.lengths[step].sum(1).min() for step in steps]
+    assert all(low >= high for low, high in zip(shortest[:-1], longest[1:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         value = True
     elif isinstance(default, float) or name == "epochs":
         value = 0.25
-    elif isinstance(default, int) or name.endswith(("_steps", "_length", "_patience")):
+    elif isinstance(default, int) or name.endswith(
+        ("_steps", "_length", "_patience", "_microbatch")
+    ):
         value = 77
     else:
         value = "word"

@@ -51,6 +51,7 @@ DOCUMENTED = {
     "max_grad_norm": 1.0,
     "mixed_precision": None,
     "attention": "auto",
+    "max_tokens_per_microbatch": "auto",
     "gradient_checkpointing": False,
     "quantization": None,
     "peft": False,
@@ -182,3 +183,20 @@ def test_derived_properties() -> None:
     assert not ORPOConfig().keeps_best
     assert ORPOConfig(early_stopping_patience=2).keeps_best
     assert not ORPOConfig(early_stopping_patience=2, load_best_model_at_end=False).keeps_best
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", "auto"), ("none", None), ("null", None), ("4096", 4096)]
+)
+def test_a_token_budget_is_a_number_auto_or_none(
+    write_yaml: Callable[[str], Path], text: str, value: int | str | None
+) -> None:
+    path = write_yaml(f"max_tokens_per_microbatch: {text}\n")
+    assert load_config(path).max_tokens_per_microbatch == value
+    assert load_config(write_yaml(dump_config(load_config(path)))) == load_config(path)
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "many", "1.5", "true"])
+def test_any_other_token_budget_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match="max_tokens_per_microbatch"):
+        load_config(None, {"max_tokens_per_microbatch": value})

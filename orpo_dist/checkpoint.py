@@ -1,0 +1,104 @@
+"""Checkpoints: what topology wrote one, who may go on from it, and whether weights are whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.folder import read_json, write_json
+from orpo_dist.runtime import Runtime
+from orpo_dist.types import UserError
+
+TOPOLOGY = "topology.json"
+
+
+class IncompleteWeights(RuntimeError):
+    """Weights on disk that are not what the model holds."""
+
+
+def record_topology(checkpoint: Path, runtime: Runtime, global_batch: int) -> None:
+    """Note beside the weights what a later run must know to go on from here."""
+    content = {
+        "engine": runtime.engine.name,
+        "world_size": runtime.world_size,
+        "global_batch_size": global_batch,
+    }
+    write_json(checkpoint / TOPOLOGY, content)
+
+
+def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOConfig:
+    """The config to resume with: its global batch is the checkpoint's, so that data go on in order.
+
+    Raises ``UserError`` where this engine or world size cannot read the checkpoint.
+    """
+    written = read_json(checkpoint / TOPOLOGY)
+    if not written:
+        return config
+    engine, world = str(written["engine"]), int(written["world_size"])
+    here, where = runtime.engine.name, f"resume_from_checkpoint {checkpoint}"
+    same_world = world == runtime.world_size
+    if _kind(engine) != _kind(here) or (runtime.engine.deepspeed and not same_world):
+        raise UserError(
+            f"{where}: was written by {engine} on {world} process{'es' * (world > 1)}, and {here} "
+            f"on {runtime.world_size} cannot read it; go on with 'orpo-dist launch {engine} "
+            f"--num-processes {world}', or start anew with its weights as --model"
+        )
+    batch = int(written["global_batch_size"])
+    if config.global_batch_size not in (None, batch):
+        raise UserError(
+            f"{where}: was trained with global_batch_size {batch}, not {config.global_batch_size}"
+        )
+    return config.replace(global_batch_size=batch)
+
+
+def _kind(engine: str) -> str:
+    """Engines of one kind write the same files: one process and DDP both hold everything."""
+    return "replicated" if engine in ("single", "ddp") else engine
+
+
+def check_weights(folder: Path, model: Any) -> None:
+    """Compare the weights in ``folder`` with the (possibly sharded) model they came from.
+
+    Raises ``IncompleteWeights`` for an empty tensor, a wrong shape, or too few numbers in all.
+    """
+    saved = saved_shapes(folder)
+    expected = expected_shapes(model)
+    for name, shape in saved.items():
+        if 0 in shape:
+            raise IncompleteWeights(f"{folder}: tensor {name} was saved empty")
+        if shape != expected.get(name, shape):
+            raise IncompleteWeights(
+                f"{folder}: tensor {name} was saved as {shape}, but is {expected[name]}"
+            )
+    found, wanted = (sum(map(math.prod, shapes.values())) for shapes in (saved, expected))
+    if found < wanted:
+        missing = next((name for name in expected if name not in saved), "?")
+        raise IncompleteWeights(
+            f"{folder}: holds {found} of {wanted} numbers; missing is for one {missing}"
+        )
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in the safetensors files of a folder."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
+def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of what has to be saved: the adapter, or else every parameter."""
+    adapter = hasattr(model, "get_base_model")
+    return {
+        name.replace(".default", "") if adapter else name: tuple(
+            getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves empty tensors behind
+        )
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or not adapter
+    }

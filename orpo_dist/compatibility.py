@@ -1,0 +1,44 @@
+"""Combinations of engine and settings that cannot work, refused before any weight is loaded.
+
+Every refusal was tried first; what is not here trains, saves and loads again.
+"""
+
+from __future__ import annotations
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.engines import Engine
+from orpo_dist.types import UserError
+
+# Optimizers that compute on torch's sharded tensors; the others want plain ones.
+FSDP2_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+
+
+def refuse_impossible(config: ORPOConfig, engine: Engine) -> None:
+    """Raise ``UserError`` for settings that this engine cannot serve, with what to use instead."""
+    if engine.shards_weights and config.quantization == "int8":
+        raise UserError(
+            f"quantization int8: {engine.name} cannot shard int8 weights; use int4, or the engines "
+            "ddp or zero2"
+        )
+    if engine.name == "fsdp2" and config.optimizer not in FSDP2_OPTIMIZERS:
+        raise UserError(
+            f"optimizer {config.optimizer}: does not work on the shards of fsdp2; use one of "
+            f"{', '.join(FSDP2_OPTIMIZERS)}, or the engine zero3"
+        )
+
+
+def accumulation(config: ORPOConfig, world_size: int) -> int:
+    """Micro-batches per rank and step; those that make up ``global_batch_size`` where it is set.
+
+    Raises ``UserError`` if it cannot be made up.
+    """
+    wanted, at_once = config.global_batch_size, config.batch_size * world_size
+    if wanted is None:
+        return config.gradient_accumulation
+    if wanted % at_once:
+        raise UserError(
+            f"global_batch_size {wanted}: is not divisible by batch_size {config.batch_size} on "
+            f"{world_size} process{'es' * (world_size > 1)} ({at_once} pairs at a time); change "
+            "one of them"
+        )
+    return wanted // at_once

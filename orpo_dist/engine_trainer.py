@@ -1,0 +1,101 @@
+"""transformers' Trainer, made right under every engine; knows nothing of ORPO."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from orpo_dist.checkpoint import check_weights, record_topology
+from orpo_dist.runtime import Runtime
+from orpo_dist.types import UserError
+
+
+class EngineTrainer(Trainer):
+    """Asserts the engine, and writes checkpoints and models that are whole.
+
+    Subclasses set ``runtime`` and ``global_batch`` (pairs per optimizer step over all ranks)
+    before they call ``super().__init__``.
+    """
+
+    runtime: Runtime
+    global_batch: int
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer, then what its plugins get wrong for us."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            _keep_scores_precise(self.accelerator.state.fsdp_plugin)
+        if self.is_deepspeed_enabled and not torch.cuda.is_available():
+            # DeepSpeed's own CPU Adam has to be compiled; torch's is as fast at this size.
+            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["zero_force_ds_cpu_optimizer"] = False
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        model, loader = super()._prepare_for_training(*args, **kwargs)
+        self.runtime.check_engine(model)
+        return model, loader
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; an optimizer that cannot be had is the user's to change."""
+        with as_user_error(f"optimizer {self.args.optim}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; so is a schedule that lacks its settings."""
+        with as_user_error(f"scheduler {self.args.lr_scheduler_type}"):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """As Trainer; a checkpoint of another model is named as such."""
+        with as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As Trainer, then wait: trainer_state.json follows, and says that every rank is done."""
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            record_topology(Path(output_dir), self.runtime, self.global_batch)
+        self.runtime.wait()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As Trainer, without its pickled arguments (config.yaml says the same, and safely).
+
+        Raises ``IncompleteWeights`` if what lies on disk is not the whole model.
+        """
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            check_weights(folder, self.accelerator.unwrap_model(self.model))
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer; returns on every rank when rank 0 has written the files."""
+        super().save_model(*args, **kwargs)
+        self.runtime.wait()
+
+
+def _keep_scores_precise(plugin: Any) -> None:
+    """Half precision computes, but log-probs leave the model, and gradients are summed, in fp32."""
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=policy.param_dtype, reduce_dtype=torch.float32
+        )
+
+
+@contextlib.contextmanager
+def as_user_error(what: str) -> Iterator[None]:
+    """One sentence in place of what a library raises for a setting."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}") from error

@@ -1,0 +1,69 @@
+"""``accelerate launch`` that hands signals to its workers and passes on how they ended.
+
+The plain one turns every exit code into 1 and kills its workers 30 s after SIGTERM, in the middle
+of a checkpoint; on SIGUSR1 it dies and leaves them alone.
+
+    python -m orpo_dist.launch.accelerate launch --config_file FILE ... -m orpo_dist train ...
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+
+# Ends of a worker that has said all there is to say: see interruption.py and cli.py.
+TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``accelerate launch``; returns the exit code of the worker that ended first."""
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _hand_on)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
+    options = launch_command_parser().parse_args(arguments[1:])
+    options.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's share; the rest is handed on
+    try:
+        launch_command(options)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _explain(rank, failure.exitcode, failure.message)
+    except subprocess.CalledProcessError as error:  # the launcher of one process
+        return _explain(0, error.returncode, "")
+    return 0
+
+
+def _hand_on(number: int, frame: Any) -> None:
+    """Workers know what to do with a signal; this process ends when they have."""
+    workers = [p for p in psutil.Process().children() if "orpo_dist" in p.cmdline()]
+    if not workers:  # none yet: there is nothing to save
+        sys.exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
+    for worker in workers:
+        worker.send_signal(number)
+
+
+def _explain(rank: int, code: int, message: Any) -> int:
+    """Name the rank that ended first, unless it could speak for itself."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        print(f"orpo-dist: rank {rank} was killed by {name}{hint}", file=sys.stderr)
+        return 128 - code
+    if code not in TOLD:
+        reason = f": {message['message']}" if isinstance(message, dict) else f" with code {code}"
+        print(f"orpo-dist: rank {rank} failed first{reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

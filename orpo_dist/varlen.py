@@ -1,0 +1,129 @@
+"""Packed attention as one variable-length kernel call, for GPUs: torch's own flash attention.
+
+``[prompt][chosen][rejected]`` is two sequences of queries, ``prompt + chosen`` and ``rejected``,
+over two sequences of keys, ``prompt + chosen`` and ``prompt + rejected``, each causal and aligned
+at its end. So only the keys of the prompts are laid out twice; queries stay where they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_HEAD_DIM = 256  # of flash attention
+
+
+@dataclass(frozen=True)
+class VarlenLayout:
+    """Where the sequences of a packed batch lie.
+
+    query_starts, key_starts: (2B + 1,) int32. keys: (K,) position of every key, prompts twice.
+    again: (P,) positions in the packed sequence of the prompt tokens, again_keys: (P,) where their
+    second copies lie among the keys; first_keys: (T,) where the first copy of every token lies.
+    max_query, max_key: the longest sequence of each kind.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
+    keys: Tensor
+    again: Tensor
+    again_keys: Tensor
+    first_keys: Tensor
+    max_query: int
+    max_key: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> VarlenLayout:
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in vars(self).items()
+        }
+        return VarlenLayout(**moved)
+
+
+def varlen_layout(segments: tuple[tuple[int, int, int], ...]) -> VarlenLayout:
+    """The layout of pairs with these (prompt, chosen, rejected) lengths."""
+    keys, first_keys, again, again_keys = [], [], [], []
+    queries_at, keys_at, at = [0], [0], 0
+    for prompt, chosen, rejected in segments:
+        key = keys_at[-1]
+        prompts, answers = torch.arange(prompt), torch.arange(chosen + rejected)
+        own = torch.cat([prompts, prompt + answers[:chosen]])
+        other = torch.cat([prompts, prompt + answers[chosen:]])
+        keys += [at + own, at + other]
+        first_keys += [key + own, key + len(own) + prompt + answers[:rejected]]
+        again.append(at + prompts)
+        again_keys.append(key + len(own) + prompts)
+        keys_at += [key + len(own), key + len(own) + len(other)]
+        queries_at += [at + len(own), at + len(own) + rejected]
+        at += prompt + chosen + rejected
+    return VarlenLayout(
+        query_starts=torch.tensor(queries_at, dtype=torch.int32),
+        key_starts=torch.tensor(keys_at, dtype=torch.int32),
+        keys=torch.cat(keys),
+        again=torch.cat(again),
+        again_keys=torch.cat(again_keys),
+        first_keys=torch.cat(first_keys),
+        max_query=max(max(p + c, r) for p, c, r in segments),
+        max_key=max(p + max(c, r) for p, c, r in segments),
+    )
+
+
+class _LayOut(torch.autograd.Function):
+    """(T, …) -> (K, …), prompts twice. The gradient adds both copies without atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, layout: VarlenLayout) -> Tensor:
+        ctx.layout = layout
+        return packed.index_select(0, layout.keys)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        layout = ctx.layout
+        packed = grad.index_select(0, layout.first_keys)
+        packed[layout.again] += grad.index_select(0, layout.again_keys)
+        return packed, None
+
+
+def can_run(query: Tensor, softcap: float | None) -> bool:
+    """Whether the kernel serves this call; it knows half precision only, and no soft-capping."""
+    return (
+        query.dtype in (torch.float16, torch.bfloat16)
+        and softcap is None
+        and query.shape[-1] <= MAX_HEAD_DIM
+    )
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VarlenLayout,
+    scaling: float,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """query: (1, H, T, D); key, value: (1, H or fewer, T, D). Returns (1, T, H, D)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+    grouped: dict[str, Any] = {}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 always on
+        grouped["enable_gqa"] = query.shape[1] != key.shape[1]
+    output: Any = varlen_attn(
+        queries.contiguous(),
+        _LayOut.apply(keys, layout),
+        _LayOut.apply(values, layout),
+        layout.query_starts,
+        layout.key_starts,
+        layout.max_query,
+        layout.max_key,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        **grouped,
+    )
+    return output[None]

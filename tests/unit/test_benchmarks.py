@@ -1,0 +1,57 @@
+"""The benchmarks run, and agree on the loss. Their figures mean nothing on such small inputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import DEMO
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def benchmark(name: str, out: Path, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *arguments, "--json", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_step_beside_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
+    found = benchmark(
+        "step.py", tmp_path / "out.json", "--model", str(tiny_model_dir),
+        "--data", str(DEMO / "train.jsonl"), "--pairs", "4", "--batches", "2", "--repeats", "1",
+        "--contenders", "packed:4:300", "padded:4", "trl:4", "trl:1",
+    )  # fmt: skip
+    rows = found["contenders"]
+    assert list(rows) == ["packed:4:300", "padded:4", "trl:4", "trl:1"]
+    for name in ("padded:4", "trl:4"):  # the same batch: the same loss
+        assert rows[name]["losses"] == pytest.approx(rows["packed:4:300"]["losses"], abs=1e-4)
+    assert found["limit_seconds"] > 0 and found["padded_tokens"] > found["useful_tokens"]
+    assert rows["packed:4:300"]["evaluation"] > 0
+
+
+def test_gpu_benchmark_on_a_tiny_shape(tmp_path: Path) -> None:
+    found = benchmark(
+        "gpu.py", tmp_path / "out.json", "--shape", "tiny", "--device", "cpu", "--repeats", "1",
+        "--pairs", "4", "--batches", "1", "--contenders", "packed:4", "trl:4",
+    )  # fmt: skip
+    assert found["packed:4"]["loss"] == pytest.approx(found["trl:4"]["loss"], abs=0.05)
+    assert found["packed:4"]["mfu"] is None  # no data sheet for this device
+
+
+def test_plan_at_scale(tokenizer_dir: Path, tmp_path: Path) -> None:
+    rows = benchmark(
+        "plan.py", tmp_path / "out.json", "--tokenizer", str(tokenizer_dir), "--ranks", "8",
+        "--data", str(DEMO / "train.jsonl"),
+    )  # fmt: skip
+    assert rows[0]["balance"] > 0.98
