@@ -3,5 +3,6 @@
 import sys
 
 from orpo_dist.cli import main
+from orpo_dist.exits import recorded
 
-sys.exit(main())
+sys.exit(recorded(main))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orpo_dist.console import set_up_logging
+from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from orpo_dist.failure import crash, rank_among_others, say
 from orpo_dist.types import UserError
 
@@ -24,8 +25,8 @@ COMMANDS = {
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
+    "slurm": "batch scripts for SLURM, and what they call",
 }
-EXIT_CRASH, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,6 +140,12 @@ def _launch_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.launch.flags import add_launch_flags
 
     add_launch_flags(parser)
+
+
+def _slurm_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.launch.slurm_commands import add_verbs
+
+    add_verbs(parser)
 
 
 # --- commands
@@ -279,12 +286,22 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
     return load_config(options.config, config_values(options))
 
 
+def _slurm(options: argparse.Namespace) -> int:
+    from orpo_dist.launch.slurm_commands import run_verb
+
+    def config_of(line: Sequence[str]) -> ORPOConfig | None:
+        return _inner_config(list(line)) if line[0] == "train" else None
+
+    return run_verb(options, config_of)
+
+
 _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "report": _report_flags,
     "launch": _launch_flags,
+    "slurm": _slurm_flags,
 }
 _RUN = {
     "train": _train,
@@ -292,4 +309,5 @@ _RUN = {
     "generate": _generate,
     "report": _report,
     "launch": _launch,
+    "slurm": _slurm,
 }

@@ -10,12 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
 from orpo_dist.runtime import Runtime
 
 logger = logging.getLogger("orpo_dist")
-
-EXIT_REQUEUE = 85  # SIGUSR1: a scheduler's warning; the job should be queued again and resumed
-EXIT_INTERRUPTED = 130  # Ctrl-C and SIGTERM: someone wants the run to end
 
 # Ranks may get different signals; the strongest one decides for all.
 STRENGTH = {signal.SIGUSR1: 1, signal.SIGTERM: 2, signal.SIGINT: 2}

@@ -16,8 +16,10 @@ from typing import Any
 
 import psutil
 
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
-TOLD = (2, 85, 130)
+TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +47,7 @@ def _hand_on(number: int, frame: Any) -> None:
     """Workers know what to do with a signal; this process ends when they have."""
     workers = [p for p in psutil.Process().children() if "orpo_dist" in p.cmdline()]
     if not workers:  # none yet: there is nothing to save
-        sys.exit(85 if number == signal.SIGUSR1 else 130)
+        sys.exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
     for worker in workers:
         worker.send_signal(number)
 

@@ -1,0 +1,41 @@
+"""Exit codes, which job scripts act on, and how they get past launchers that lose them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_CRASH = 1
+EXIT_USER_ERROR = 2  # the user's mistake: trying again cannot help
+EXIT_GAVE_UP = 3  # could go on, but will not be queued again: requeue cap, no progress
+EXIT_BAD_NODES = 4  # the preflight of a job named nodes that are not fit
+EXIT_REQUEUE = 85  # stopped by SIGUSR1 with a checkpoint saved: queue again and resume
+EXIT_INTERRUPTED = 130  # Ctrl-C and SIGTERM: someone wants the run to end
+
+RECORDS = "ORPO_EXIT_CODES"  # environment variable: a folder where every rank leaves its exit code
+
+
+def recorded(main: Callable[[], int]) -> int:
+    """Run ``main``; leave its exit code as ``rank-R`` in the folder that a job script has named.
+
+    torchrun and ``accelerate launch`` end with 1 whatever their processes ended with.
+    """
+    code = EXIT_CRASH
+    try:
+        code = main()
+    finally:
+        folder, rank = os.environ.get(RECORDS), os.environ.get("RANK")
+        if folder and rank:
+            Path(folder, f"rank-{rank}").write_text(str(code), encoding="utf-8")
+    return code
+
+
+def recorded_codes(folder: Path) -> dict[int, int]:
+    """The exit codes that ranks have left, by rank; a rank that was killed has left none."""
+    codes = {}
+    for path in folder.glob("rank-*"):
+        rank, code = path.name.removeprefix("rank-"), path.read_text(encoding="utf-8")
+        if rank.isdigit() and code.isdigit():
+            codes[int(rank)] = int(code)
+    return codes

@@ -1,0 +1,118 @@
+"""What the preflight runs on every node: one JSON line on stdout for every check that is passed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from orpo_dist.exits import EXIT_BAD_NODES
+
+STAGES = ("answers", "gpus", "shared folder", "all-reduce")
+CANARY = "canary"
+
+
+def probe(folder: Path, token: str, gpus: int, master: str, port: int, seconds: float) -> None:
+    """Check this node as one of the nodes of a step; exits with 4 at the first check that fails.
+
+    folder, token: a folder on the shared file system, and what its canary file holds.
+    gpus: how many CUDA devices this node is to see; 0 checks none.
+    master, port: where the ranks of the all-reduce meet. seconds: limit of every check.
+    """
+    say("answers")
+    if gpus:
+        check_gpus(gpus)
+    say("gpus")
+    check_folder(folder, token, seconds)
+    say("shared folder")
+    try:
+        all_reduce("nccl" if gpus else "gloo", f"tcp://{master}:{port}", seconds)
+    except Exception as error:  # torch, gloo and NCCL raise whatever they like
+        fail(
+            "all-reduce", f"{_last_line(error)}{_loopback_hint()}", loopback=bool(_loopback_hint())
+        )
+    say("all-reduce")
+
+
+def say(stage: str, **entries: Any) -> None:
+    line = {"node": node(), "stage": stage, **entries}
+    print(json.dumps(line), flush=True)
+
+
+def fail(stage: str, problem: str, **entries: Any) -> NoReturn:
+    say(stage, problem=problem, **entries)
+    raise SystemExit(EXIT_BAD_NODES)
+
+
+def node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def check_gpus(wanted: int) -> None:
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen != wanted:
+        fail("gpus", f"sees {seen} of {wanted} GPUs")
+    for index in range(seen):
+        try:
+            torch.ones(1, device=f"cuda:{index}").sum().item()
+        except RuntimeError as error:
+            fail("gpus", f"GPU {index} does not compute: {_last_line(error)}")
+
+
+def check_folder(folder: Path, token: str, seconds: float) -> None:
+    """Both ways: this node sees the first node's file, and leaves one for the first node to see."""
+    deadline = time.monotonic() + seconds
+    while True:  # network file systems show a new file after some seconds
+        try:
+            if (folder / CANARY).read_text() == token:
+                (folder / node()).write_text(token)
+                return
+            problem = "its canary file is an old one"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            fail("shared folder", f"does not share {folder} with the first node ({problem})")
+        time.sleep(0.5)
+
+
+def all_reduce(backend: str, address: str, seconds: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    world = int(os.environ["SLURM_NTASKS"])
+    dist.init_process_group(
+        backend,
+        init_method=address,
+        rank=int(os.environ["SLURM_PROCID"]),
+        world_size=world,
+        timeout=timedelta(seconds=seconds),
+    )
+    ones = torch.ones(1 << 18, device="cuda:0" if backend == "nccl" else "cpu")
+    dist.all_reduce(ones)
+    if not bool((ones == world).all()):
+        raise RuntimeError(f"the sum over {world} nodes is {ones.mean().item():g}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _loopback_hint() -> str:
+    """gloo offers the address of the host name to the others, and Debian may make that loopback."""
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return ""
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return f" (its host name {socket.gethostname()} has no address)"
+    if not address.startswith("127."):
+        return ""
+    return f" (its host name is {address} to itself: mend /etc/hosts or set GLOO_SOCKET_IFNAME)"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

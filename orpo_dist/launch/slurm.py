@@ -1,0 +1,254 @@
+"""What a SLURM job decides between its attempts: go on, queue again, or stop.
+
+``slurm.sbatch`` calls ``begin`` before an attempt and ``end`` after it. Both look at the folder of
+the job (records of the attempts, exit codes of the ranks) and at the run folder (how far training
+has come), and both write down what they saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.exits import (
+    EXIT_GAVE_UP,
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EXIT_USER_ERROR,
+    recorded_codes,
+)
+from orpo_dist.folder import RunFolder, newest_checkpoint, read_json
+from orpo_dist.types import UserError
+
+
+class GaveUp(Exception):
+    """The job should not go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SLURM job, as its batch script sees it."""
+
+    id: str  # 17, or 17_3 for a task of an array: what scontrol takes for this job alone
+    restarts: int
+    folder: Path
+    max_requeues: int
+    processes: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Job:
+        """Reads what SLURM and the batch script export; ``UserError`` outside of a job."""
+        try:
+            return cls(
+                id=environment["ORPO_JOB"],
+                restarts=_number(environment, "SLURM_RESTART_COUNT", 0),
+                folder=Path(environment["ORPO_JOB_DIR"]),
+                max_requeues=_number(environment, "ORPO_MAX_REQUEUES", 20),
+                processes=_number(environment, "ORPO_PROCESSES", 1),
+            )
+        except KeyError as error:
+            raise UserError(
+                f"{error.args[0]} is not set: this command is for the batch script of a SLURM job"
+            ) from error
+
+    @property
+    def attempt(self) -> Path:
+        """Logs and exit codes of this attempt."""
+        return self.folder / f"attempt-{self.restarts}"
+
+    @property
+    def exit_codes(self) -> Path:
+        return self.attempt / "exit-codes"
+
+    @property
+    def done(self) -> Path:
+        """Exists once the job's work is finished: an attempt that finds it ends at once."""
+        return self.folder / "DONE"
+
+    def records(self) -> list[dict[str, Any]]:
+        """What ``begin`` has written in former attempts of this job."""
+        path = self.folder / "attempts.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [json.loads(line) for line in lines]
+        return [line for line in found if line["job"] == self.id and line["event"] == "begin"]
+
+    def record(self, event: str, **entries: Any) -> None:
+        line = {"job": self.id, "attempt": self.restarts, "event": event, "time": time.time()}
+        with (self.folder / "attempts.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**line, **entries}) + "\n")
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdigit():
+        raise UserError(f"{name} '{text}': must be a whole number")
+    return int(text)
+
+
+# --- before an attempt
+
+
+def begin(job: Job, config: ORPOConfig | None) -> list[str]:
+    """Open an attempt; returns the flags that make training go on where the last one stopped.
+
+    config: of the training to come, None for commands that leave no checkpoints.
+    Raises ``GaveUp`` where another attempt would be one too many.
+    """
+    shutil.rmtree(job.exit_codes, ignore_errors=True)
+    job.exit_codes.mkdir(parents=True)
+    before = job.records()
+    began = before[0]["time"] if before else time.time()
+    run = RunFolder(config.project_name) if config else None
+    state = read_json(run.run) if run else {}
+    ours = bool(before) and state.get("started", 0) >= began  # not what an older job has left
+    if ours and state.get("status") == "completed":  # only the end of the attempt was lost
+        job.done.touch()
+    step = saved_step(run) if ours or (config and not config.overwrite) else 0
+    if job.restarts > job.max_requeues:
+        raise GaveUp(f"requeued {job.restarts} times, ORPO_MAX_REQUEUES is {job.max_requeues}")
+    if run and len(before) > 1 and {line["step"] for line in before[-2:]} == {step}:
+        raise GaveUp(f"two attempts have ended without a checkpoint beyond step {step}")
+    job.record("begin", step=step, nodes=os.environ.get("SLURM_JOB_NODELIST"))
+    return _resume_flags(config, step) if config and ours else []
+
+
+def saved_step(run: RunFolder | None) -> int:
+    """The step of the newest complete checkpoint; 0 if there is none."""
+    checkpoint = newest_checkpoint(run.path) if run else None
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _resume_flags(config: ORPOConfig, step: int) -> list[str]:
+    if step:
+        return ["--resume-from-checkpoint", "auto", "--no-overwrite"]
+    # a former attempt of this very job opened the run folder and got nowhere
+    return [] if config.resume_from_checkpoint == "auto" else ["--overwrite"]
+
+
+# --- after an attempt
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an attempt ended: all that the decision rests on."""
+
+    status: int  # exit code of the step
+    codes: dict[int, int]  # exit codes that ranks have left, by rank
+    processes: int
+    cause: str  # what SLURM did to the job: "", "cancelled", "preempted", "time limit"
+    restarts: int
+    max_requeues: int
+    step_before: int | None  # None: the command leaves no checkpoints
+    step_now: int | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """code: 0 done, 85 queue again, anything else the exit code to stop with."""
+
+    code: int
+    why: str
+
+
+def decide(attempt: Attempt) -> Verdict:
+    """Whether a job should be queued again; pure."""
+    if verdict := _final(attempt):
+        return verdict
+    requeue = EXIT_REQUEUE in (attempt.status, *attempt.codes.values())
+    what = attempt.cause or ("stopped by SIGUSR1" if requeue else "failed")
+    before, now = attempt.step_before, attempt.step_now
+    if attempt.restarts >= attempt.max_requeues:
+        return _give_up(
+            attempt,
+            f"{what}; not queued again: that was requeue {attempt.restarts} of at most "
+            f"{attempt.max_requeues} (ORPO_MAX_REQUEUES)",
+        )
+    if before is not None and now is not None and now > before:
+        return Verdict(EXIT_REQUEUE, f"{what} with step {now} saved; queued again to go on there")
+    if attempt.cause == "preempted" or (before is None and requeue):
+        return Verdict(EXIT_REQUEUE, f"{what}; queued again")
+    if before is None:
+        return _give_up(attempt, f"{what}; not queued again: it leaves nothing to go on from")
+    return _give_up(
+        attempt, f"{what}; not queued again: no checkpoint beyond step {before} was saved"
+    )
+
+
+def _final(attempt: Attempt) -> Verdict | None:
+    """Endings after which a job is never queued again."""
+    ranks = set(attempt.codes.values())
+    everywhere = len(attempt.codes) in (0, attempt.processes)
+    if attempt.status == 0:
+        return Verdict(0, "done")
+    if EXIT_USER_ERROR in (attempt.status, *ranks):
+        return Verdict(
+            EXIT_USER_ERROR, "not queued again: a mistake in the command, its files or settings"
+        )
+    if attempt.cause == "cancelled":
+        return Verdict(EXIT_INTERRUPTED, "not queued again: it was cancelled")
+    # A crash of one rank ends the others with SIGTERM: only all of them together are a wish.
+    if everywhere and not attempt.cause and (ranks or {attempt.status}) == {EXIT_INTERRUPTED}:
+        return Verdict(EXIT_INTERRUPTED, "not queued again: training was asked to stop (SIGTERM)")
+    return None
+
+
+def _give_up(attempt: Attempt, why: str) -> Verdict:
+    """A crash keeps its own exit code; where training did as it was told there is none to keep."""
+    crashed = not attempt.cause and EXIT_REQUEUE not in (attempt.status, *attempt.codes.values())
+    return Verdict(attempt.status if crashed else EXIT_GAVE_UP, why)
+
+
+def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> Verdict:
+    """Close an attempt whose step ended with ``status``.
+
+    shown: what ``scontrol show job -o`` says of the job now.
+    """
+    run = RunFolder(config.project_name) if config else None
+    attempt = Attempt(
+        status=status,
+        codes=recorded_codes(job.exit_codes),
+        processes=job.processes,
+        cause=cause_of(shown) if status else "",
+        restarts=job.restarts,
+        max_requeues=job.max_requeues,
+        step_before=job.records()[-1]["step"] if run else None,
+        step_now=saved_step(run) if run else None,
+    )
+    verdict = decide(attempt)
+    job.record("end", **asdict(attempt), **asdict(verdict))
+    if verdict.code == 0:
+        job.done.touch()
+    return verdict
+
+
+def cause_of(shown: str) -> str:
+    """What SLURM itself is doing to a job whose script still runs, from ``scontrol show job -o``.
+
+    A job with a grace time that saves and ends within it is *not* requeued by SLURM: the script
+    has to. And a script outlives ``scancel`` by some seconds: it must not requeue then.
+    """
+    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    if fields.get("Reason") == "TimeLimit":
+        return "time limit"
+    if fields.get("PreemptTime", "None") != "None":
+        return "preempted"
+    return "" if fields.get("JobState") in (None, "RUNNING") else "cancelled"
+
+
+def first_errors(logs: Path, lines: int = 20) -> str:
+    """What a reader of the job's output wants to see of the logs of the nodes."""
+    texts = {path: path.read_text(errors="replace").splitlines() for path in logs.glob("*.log")}
+    for path, text in sorted(texts.items()):
+        for index, line in enumerate(text):
+            if line.startswith("orpo-dist: ") and ("error: " in line or line.endswith("failed:")):
+                shown = 1 if "error: " in line else lines
+                return "\n".join([f"{path.name}:", *text[index : index + shown]])
+    ends = [[f"{path.name}, its end:", *text[-lines:]] for path, text in sorted(texts.items())]
+    return "\n".join(line for end in ends[:2] for line in end)
