@@ -233,15 +233,19 @@ def limit(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from orpo_dist.allocator import keep_freed_memory
     from orpo_dist.batching import Plan, nll_token_counts
     from orpo_dist.throughput import model_flops
 
+    keep_freed_memory()  # or the rate is that of mapping memory
     model, _, batches = load(options)
-    lengths = np.asarray([lengths_of(pairs) for pairs in batches]).reshape(-1, 3)
-    nll = nll_token_counts(lengths, "prompt_and_completion")
     flops = model_flops(model)
     assert flops is not None
-    works = [step.work for step in Plan(lengths, nll, options.pairs, options.pairs).in_order()]
+    works = []
+    for pairs in batches:
+        lengths = np.asarray(lengths_of(pairs))
+        nll = nll_token_counts(lengths, "prompt_and_completion")
+        works += [step.work for step in Plan(lengths, nll, len(pairs), len(pairs)).in_order()]
     rows, rates = 1024, []
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():
         inputs, spent = torch.randn(rows, weight.shape[1]), []
