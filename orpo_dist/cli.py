@@ -192,6 +192,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     inherited = {**from_run.model_dump(), "data_weights": None, "valid_split": None}
     config = build_config({**inherited, **values})
     result = evaluate_model(options.model, values.get("data_path", []), config)
+    if rank_among_others():
+        return 0
     _say_data(result["data"])
     print(format_evaluation(result))
     if options.json:

@@ -43,12 +43,12 @@ class EngineTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; an optimizer that cannot be had is the user's to change."""
-        with as_user_error(f"optimizer {self.args.optim}"):
+        with as_user_error(f"optimizer {self.args.optim.value}"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; so is a schedule that lacks its settings."""
-        with as_user_error(f"scheduler {self.args.lr_scheduler_type}"):
+        with as_user_error(f"scheduler {self.args.lr_scheduler_type.value}"):
             return super().create_scheduler(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from orpo_dist import runtime
 from orpo_dist.allocator import keep_freed_memory
-from orpo_dist.batching import Plan
+from orpo_dist.batching import FILLER, Plan
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.handle import TrainedModel, load
@@ -43,34 +44,40 @@ def score_dataset(
 ) -> dict[str, np.ndarray]:
     """Score every pair once; arrays of shape (N,) in the order of ``pairs``.
 
+    The processes of a launch share the pairs out, and all of them get all scores.
     chosen_logp, rejected_logp: mean log-prob per answer token. nll_sum: of the chosen answer.
     batch_size, token_budget: most pairs and tokens per forward pass.
     """
+    here = runtime.start()
     names = ("chosen_logp", "rejected_logp", "nll_sum")
     scores = {name: np.zeros(len(pairs)) for name in names}
     scorer = make_scorer(model, attention)
     plan = Plan(
         pairs.lengths,
         pairs.lengths[:, 1],
-        global_batch=batch_size,
+        global_batch=batch_size * here.world_size,
         micro_batch=batch_size,
+        world_size=here.world_size,
         token_budget=token_budget,
         padded=not scorer.packed,
     )
     model.eval()
     if model.device.type == "cpu":
         keep_freed_memory()
-    bar = tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=None if progress else True)
+    shown = None if progress and here.is_main else True
+    bar = tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=shown)
     with torch.no_grad(), bar:
-        for step in plan.in_order():
+        for step in plan.in_order(here.rank):
             for micro_batch in step.micro_batches:
+                if micro_batch == (FILLER,):
+                    continue
                 indices = list(micro_batch)
                 batch = scorer.collate([pairs[index] for index in indices]).to(model.device)
                 found = scorer.score(model, batch)
                 for name in names:
                     scores[name][indices] = getattr(found, name).double().cpu().numpy()
-                bar.update(len(indices))
-    return scores
+                bar.update(len(indices) * here.world_size)
+    return {name: here.sum(values) for name, values in scores.items()}
 
 
 def summarise(scores: dict[str, np.ndarray], nll_tokens: np.ndarray) -> dict[str, float | int]:
@@ -138,7 +145,11 @@ def load_pairs(
     limits = limits_of(config, handle.model.config)
     encoder = Encoder(handle.tokenizer, config.chat_template, limits)
     split = config.valid_split or config.train_split
-    return prepare(paths, encoder, columns_of(config), split, config.strict_data, progress)
+
+    def load() -> PairDataset:
+        return prepare(paths, encoder, columns_of(config), split, config.strict_data, progress)
+
+    return runtime.start().main_first(load)
 
 
 def format_evaluation(result: dict[str, Any]) -> str:

@@ -67,6 +67,37 @@ def load_model_config(model: str, config: ORPOConfig) -> Any:
         )
 
 
+def make_policy(
+    model: Any, config: ORPOConfig, tokenizer: Any = None, peft_config: Any = None
+) -> tuple[Any, Any]:
+    """The policy in its adapter, free of dropout, and its tokenizer.
+
+    model: a model of transformers, or the name of one to load (default: the config's).
+    """
+    if model is None or isinstance(model, str):
+        name = model or config.model
+        if name is None:
+            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
+        config = config.replace(model=name)
+        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.config._name_or_path, config)
+    disable_dropout(model)
+    return _with_adapter(model, config, peft_config), tokenizer
+
+
+def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
+    """The policy in the adapter that was asked for, by ``peft_config`` or by the config."""
+    adapted = hasattr(policy, "get_base_model")
+    if peft_config is not None and adapted:
+        raise UserError("peft_config: the model has an adapter already; leave one of them out")
+    if config.quantization and not getattr(policy, "is_quantized", False):
+        raise UserError("quantization: happens on loading; pass the model by name, or quantised")
+    if peft_config is None and config.peft and not adapted:
+        peft_config = lora_config(config)
+    return policy if peft_config is None else add_adapter(policy, peft_config)
+
+
 def load_policy(config: ORPOConfig) -> Any:
     """The model to train: base weights, frozen and wrapped in an adapter where ``peft`` is on.
 
@@ -212,20 +243,17 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         ) from error
 
 
-def merge_adapter(model: Any, config: ORPOConfig) -> Any:
-    """The plain model with the adapter added to its weights.
+def merged_model(adapter: Path, config: ORPOConfig) -> Any:
+    """The plain model with a saved adapter added to its weights.
 
-    A quantised base is loaded again in full, so that the merged weights are not rounded.
+    The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
     """
-    if config.quantization is None:
-        return model.merge_and_unload()
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftModel
 
     assert config.model is not None
-    adapter = get_peft_model_state_dict(model)
-    whole = PeftModel(load_weights(config.model, config, torch.float32), lora_config(config))
-    set_peft_model_state_dict(whole, adapter)
-    return whole.merge_and_unload()
+    with runtime.whole_weights():
+        base = load_weights(config.model, config, torch.float32)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 
 def load_trained(path: str | Path, config: ORPOConfig) -> Any:
@@ -243,15 +271,3 @@ def load_trained(path: str | Path, config: ORPOConfig) -> Any:
             base = load_weights(settings["base_model_name_or_path"], config, dtype)
             model = PeftModel.from_pretrained(base, str(folder.resolve()))
     return model.to(_local_device()).eval()
-
-
-def trainable_share(model: Any) -> tuple[int, int]:
-    """``(trainable, total)`` numbers of parameters, shards and packed 4-bit weights in full."""
-    trains = total = 0
-    for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors
-        if type(parameter).__name__ == "Params4bit":
-            count *= 2 * parameter.element_size()
-        total += count
-        trains += count * parameter.requires_grad
-    return trains, total

@@ -14,7 +14,7 @@ import torch
 from orpo_dist import runtime
 from orpo_dist.arguments import loggers, resolve
 from orpo_dist.callbacks import MetricsFile, named_log, tensorboard
-from orpo_dist.checkpoint import go_on_from
+from orpo_dist.checkpoint import check_weights, go_on_from
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
@@ -23,17 +23,16 @@ from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
-from orpo_dist.loading import total_steps
 from orpo_dist.model import (
     load_model_config,
     load_tokenizer,
     locate,
-    merge_adapter,
-    trainable_share,
+    merged_model,
 )
 from orpo_dist.report import write_report
 from orpo_dist.runtime import Runtime
 from orpo_dist.trainer import ORPOTrainer
+from orpo_dist.truth import derived_truth
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -136,6 +135,7 @@ def _train(
             "the same command and --resume-from-checkpoint auto",
             stop.exit_code,
         )
+    folder.update_run(engine=runtime.running_engine(trainer.model_wrapped))  # seen, not asked
     trainer.save_model(str(folder.path))  # before anything that could still be interrupted
     metrics = final_metrics(trainer)
     if config.merge_adapter:
@@ -215,38 +215,10 @@ def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> lis
     return found
 
 
-def derived_truth(trainer: ORPOTrainer) -> str:
-    """One line of what the settings amount to."""
-    config, model, plan = trainer.config, trainer.model, trainer.train_plan
-    assert plan is not None
-    trains, total = trainable_share(model)
-    steps, world = total_steps(config, plan), plan.world_size
-    adapter = f"LoRA r={config.lora_r}, " if config.peft else ""
-    base = f"{config.quantization} base, " if config.quantization else ""
-    attention = "packed" if trainer.scorer.packed else "padded"
-    precision = {"none": "fp32"}.get(str(config.mixed_precision), config.mixed_precision)
-    return (
-        f"{Path(str(config.model)).name}: {adapter}{base}{_count(trains)} of {_count(total)} "
-        f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps of "
-        f"{plan.global_batch} pairs an epoch ({config.gradient_accumulation} × "
-        f"{config.batch_size} on {world} process{'es' * (world > 1)}), {steps} steps in all | "
-        f"{next(model.parameters()).device.type}, {precision}, "
-        f"{attention} attention | alpha {config.orpo_alpha:g}, "
-        f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
-    )
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
 def final_metrics(trainer: ORPOTrainer) -> dict[str, float]:
     """The last logged training metrics, and the evaluation of the model as it is kept.
 
-    With ``merge_adapter`` on a quantised base that is the model before merging.
+    With ``merge_adapter`` that is the model before merging.
     """
     history = trainer.state.log_history
     if trainer.eval_dataset is not None:
@@ -265,11 +237,18 @@ def final_metrics(trainer: ORPOTrainer) -> dict[str, float]:
 
 
 def _save_merged(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
-    """A plain model in place of the adapter."""
-    trainer.model = trainer.model_wrapped = merge_adapter(trainer.model, config)
-    trainer.save_model(str(folder.path))
-    for adapter_file in folder.path.glob("adapter_*"):
-        adapter_file.unlink()
+    """A plain model in place of the saved adapter."""
+
+    def merge() -> None:
+        merged = merged_model(folder.path, config)
+        merged.save_pretrained(folder.path)
+        check_weights(folder.path, merged)
+        for adapter_file in folder.path.glob("adapter_*"):
+            adapter_file.unlink()
+        if trainer.runtime.world_size == 1:
+            trainer.model = trainer.model_wrapped = merged.to(trainer.args.device)
+
+    trainer.runtime.on_main(merge)
 
 
 def versions() -> dict[str, str]:

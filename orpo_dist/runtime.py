@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -61,6 +62,14 @@ class Runtime:
         box = torch.tensor([number])
         dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
         return int(box)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of the arrays of all ranks."""
+        if self.world_size == 1:
+            return values
+        total = torch.from_numpy(values.copy())
+        dist.all_reduce(total, group=self.control)
+        return total.numpy()
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Rank 0 does the work; every rank gets its result or, as its own, its ``UserError``."""
@@ -220,6 +229,19 @@ def running_engine(model: Any) -> str:
     if type(model).__name__ == "DeepSpeedEngine":
         return f"zero{model.zero_optimization_stage()}"
     return "single"
+
+
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """Within it, models are loaded whole, also in a process of ZeRO-3."""
+    from transformers.integrations import deepspeed as hook
+
+    former = hook._hf_deepspeed_config_weak_ref
+    hook.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hook._hf_deepspeed_config_weak_ref = former
 
 
 @contextlib.contextmanager

@@ -25,13 +25,7 @@ from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
 from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, named_metrics, step_means
-from orpo_dist.model import (
-    add_adapter,
-    disable_dropout,
-    load_policy,
-    load_tokenizer,
-    lora_config,
-)
+from orpo_dist.model import make_policy
 from orpo_dist.objective import orpo_loss
 from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.scoring import Batch, Scorer, causal_model, make_scorer
@@ -76,9 +70,7 @@ class ORPOTrainer(EngineTrainer):
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
-        policy, processing_class = _model_and_tokenizer(model, config, processing_class)
-        disable_dropout(policy)
-        policy = _with_adapter(policy, config, peft_config)
+        policy, processing_class = make_policy(model, config, processing_class, peft_config)
         self.scorer = _agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs, eval_pairs = (
@@ -286,28 +278,6 @@ def _agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtim
         with gathered_while_used(policy):
             return make()
     scorer = here.on_main(make)
-    return scorer if here.is_main else make("packed" if scorer.packed else "padded", prove=False)
-
-
-def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
-    """The policy in the adapter that was asked for, by ``peft_config`` or by the config."""
-    adapted = hasattr(policy, "get_base_model")
-    if peft_config is not None and adapted:
-        raise UserError("peft_config: the model has an adapter already; leave one of them out")
-    if config.quantization and not getattr(policy, "is_quantized", False):
-        raise UserError("quantization: happens on loading; pass the model by name, or quantised")
-    if peft_config is None and config.peft and not adapted:
-        peft_config = lora_config(config)
-    return policy if peft_config is None else add_adapter(policy, peft_config)
-
-
-def _model_and_tokenizer(model: Any, config: ORPOConfig, tokenizer: Any) -> tuple[Any, Any]:
-    if model is None or isinstance(model, str):
-        name = model or config.model
-        if name is None:
-            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
-        config = config.replace(model=name)
-        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path, config)
-    return model, tokenizer
+    if not here.is_main:
+        make("packed" if scorer.packed else "padded", prove=False)
+    return scorer

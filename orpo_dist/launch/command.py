@@ -119,7 +119,8 @@ def port_of(topology: Topology) -> int:
 def check_topology(topology: Topology) -> None:
     """``UserError`` for numbers that do not fit together."""
     machines, rank = topology.num_machines, topology.machine_rank
-    if machines < 1 or (topology.num_processes or 1) < 1:
+    processes = 1 if topology.num_processes is None else topology.num_processes
+    if machines < 1 or processes < 1:
         raise UserError("num-processes and num-machines must be at least 1")
     if not 0 <= rank < machines:
         raise UserError(

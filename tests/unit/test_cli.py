@@ -141,7 +141,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
     elif isinstance(default, float) or name == "epochs":
         value = 0.25
     elif isinstance(default, int) or name.endswith(
-        ("_steps", "_length", "_patience", "_microbatch")
+        ("_steps", "_length", "_patience", "_microbatch", "_batch_size")
     ):
         value = 77
     else:
@@ -195,12 +195,12 @@ def test_none_and_no_stay_words_where_they_are_choices(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "text", ['{"adam_beta2": 0.95, "fsdp": ["x"]}', "{adam_beta2: 0.95, fsdp: [x]}"]
+    "text", ['{"adam_beta2": 0.95, "debug": ["x"]}', "{adam_beta2: 0.95, debug: [x]}"]
 )
 def test_trainer_args_in_json_and_yaml(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(capsys, "--trainer-args", text)["trainer_args"] == {
         "adam_beta2": 0.95,
-        "fsdp": ["x"],
+        "debug": ["x"],
     }
 
 

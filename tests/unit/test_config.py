@@ -43,6 +43,7 @@ DOCUMENTED = {
     "max_steps": None,
     "batch_size": 4,
     "gradient_accumulation": 4,
+    "global_batch_size": None,
     "lr": 5e-5,
     "warmup_ratio": 0.1,
     "weight_decay": 0.01,
@@ -110,7 +111,7 @@ def test_dump_and_load_is_the_same_config(write_yaml: Callable[[str], Path]) -> 
         lr=5e-6,
         project_name="2024",
         max_prompt_length=None,
-        trainer_args={"adam_beta2": 0.95, "fsdp": ["full_shard"], "fsdp_config": {"a": None}},
+        trainer_args={"adam_beta2": 0.95, "lr_scheduler_kwargs": {"a": None, "b": ["c"]}},
     )
     path = write_yaml(dump_config(config))
     assert load_config(path) == config

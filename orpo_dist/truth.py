@@ -1,0 +1,64 @@
+"""One line of what the settings amount to on this machine, this launch and these data."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.loading import total_steps
+from orpo_dist.trainer import ORPOTrainer
+
+
+def derived_truth(trainer: ORPOTrainer) -> str:
+    """Model, data, one step, the machine and the objective, as they will really be."""
+    config, model, plan = trainer.config, trainer.model, trainer.train_plan
+    assert plan is not None
+    trains, total = trainable_share(model)
+    adapter = f"LoRA r={config.lora_r}, " if config.peft else ""
+    base = f"{config.quantization} base, " if config.quantization else ""
+    attention = "packed" if trainer.scorer.packed else "padded"
+    precision = {"none": "fp32"}.get(str(config.mixed_precision), config.mixed_precision)
+    world = plan.world_size
+    return (
+        f"{Path(str(config.model)).name}: {adapter}{base}{count(trains)} of {count(total)} "
+        f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps an epoch, "
+        f"{total_steps(config, plan)} in all | a step: {_step(trainer)} | {trainer.runtime.engine} "
+        f"on {world} process{'es' * (world > 1)}, {trainer.args.device.type}, {precision}, "
+        f"{attention} attention | alpha {config.orpo_alpha:g}, "
+        f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
+    )
+
+
+def _step(trainer: ORPOTrainer) -> str:
+    """Pairs, tokens and micro-batches of a step; of the first few, since data vary."""
+    plan = trainer.train_plan
+    assert plan is not None
+    first = list(islice(plan.epoch(0, trainer.runtime.rank), 20))
+    tokens = sum(s.work.tokens if trainer.scorer.packed else s.work.padded for s in first)
+    cuts = sorted({len(step.micro_batches) for step in first})
+    micro = str(cuts[0]) if len(cuts) == 1 else f"{cuts[0]} to {cuts[-1]}"
+    return (
+        f"{plan.global_batch} pairs, about {count(tokens // len(first))} tokens, {micro} "
+        f"micro-batch{'es' * (cuts[-1] > 1)} per process"
+    )
+
+
+def count(number: int) -> str:
+    """A number as a person says it: 135M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def trainable_share(model: Any) -> tuple[int, int]:
+    """``(trainable, total)`` numbers of parameters, shards and packed 4-bit weights in full."""
+    trains = total = 0
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors
+        if type(parameter).__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trains += count * parameter.requires_grad
+    return trains, total

@@ -1,0 +1,64 @@
+"""Models that come out of several processes: merged, quantised, best, evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from orpo_dist.cli import main
+from tests.conftest import DEMO
+from tests.launching import assert_engine, curve, launched, run, training
+
+SHORT = ("--max-steps", "4", "--lr", "1e-2", "--peft")
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_int4_base_under_sharded_weights(engine: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The same training as on one process, from the same NF4 weights."""
+    flags = (*SHORT, "--quantization", "int4")
+    run(launched(engine) + training(tiny_model_dir, tmp_path / "many", *flags))
+    assert_engine(tmp_path / "many", engine, 2)
+    assert main(training(tiny_model_dir, tmp_path / "one", *flags)) == 0
+    assert curve(tmp_path / "many") == pytest.approx(curve(tmp_path / "one"), rel=1e-3)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "many")
+    assert all(p.numel() for p in model.parameters())
+
+
+def test_zero3_merges_the_best_dora_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """DoRA reads base weights past their module, and merging needs them whole."""
+    flags = (*SHORT, "--use-dora", "--merge-adapter", "--valid-data-path")
+    best = ("--load-best-model-at-end", "--eval-strategy", "steps", "--eval-steps", "2")
+    flags = (*flags, str(DEMO / "eval.jsonl"), *best)
+    run(launched("zero3") + training(tiny_model_dir, tmp_path / "many", *flags, "--save-steps",
+        "2", "--save-strategy", "steps"))  # fmt: skip
+    assert main(training(tiny_model_dir, tmp_path / "one", *flags, "--save-steps", "2",
+        "--save-strategy", "steps")) == 0  # fmt: skip
+    merged, theirs = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("many", "one")
+    )
+    before = load_file(tiny_model_dir / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert (merged[name] - before[name]).abs().max() > 1e-3
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-4, rtol=0)
+    assert not list((tmp_path / "many").glob("adapter_*"))
+
+
+def test_evaluation_is_the_same_on_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(tiny_model_dir), "--data-path", str(DEMO / "eval.jsonl")]
+    words += ["--batch-size", "3", "--json"]
+    run([*launched("ddp"), *words, str(tmp_path / "two.json")])
+    assert main([*words, str(tmp_path / "one.json")]) == 0
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["pairs"] == two["pairs"] == 64
+    assert one["preference_accuracy"] == two["preference_accuracy"]
+    for name in ("perplexity", "mean_margin", "mean_log_odds"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5)
+    assert one["categories"].keys() == two["categories"].keys()

@@ -1,0 +1,73 @@
+"""Who may go on from a checkpoint, and weights that are not whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from orpo_dist import ORPOConfig, UserError
+from orpo_dist.checkpoint import IncompleteWeights, check_weights, go_on_from, record_topology
+from orpo_dist.engines import Engine
+from orpo_dist.runtime import Runtime
+
+
+def here(engine: str, world_size: int) -> Runtime:
+    return Runtime(world_size=world_size, engine=Engine(engine))
+
+
+@pytest.mark.parametrize(
+    ("wrote", "reads", "may"),
+    [
+        (("single", 1), ("ddp", 4), True),
+        (("ddp", 4), ("single", 1), True),
+        (("fsdp2", 2), ("fsdp2", 4), True),
+        (("zero2", 2), ("zero2", 2), True),
+        (("zero2", 2), ("zero2", 4), False),
+        (("zero2", 2), ("zero3", 2), False),
+        (("ddp", 2), ("zero1", 2), False),
+        (("fsdp2", 2), ("ddp", 2), False),
+    ],
+)
+def test_engines_and_world_sizes(
+    wrote: tuple[str, int], reads: tuple[str, int], may: bool, tmp_path: Path
+) -> None:
+    record_topology(tmp_path, here(*wrote), global_batch=48)
+    if may:
+        assert go_on_from(tmp_path, ORPOConfig(), here(*reads)).global_batch_size == 48
+        return
+    with pytest.raises(UserError, match=rf"launch {wrote[0]} --num-processes {wrote[1]}'"):
+        go_on_from(tmp_path, ORPOConfig(), here(*reads))
+
+
+def test_another_global_batch_would_be_another_run(tmp_path: Path) -> None:
+    record_topology(tmp_path, here("single", 1), global_batch=48)
+    with pytest.raises(UserError, match="was trained with global_batch_size 48, not 16"):
+        go_on_from(tmp_path, ORPOConfig(global_batch_size=16), here("single", 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda name, tensor: None, "missing is for one model.norm.weight"),
+        (lambda name, tensor: torch.empty(0), "model.norm.weight was saved empty"),
+        (lambda name, tensor: tensor[:3].clone(), r"was saved as \(3,\), but is \(64,\)"),
+        (lambda name, tensor: tensor, None),
+    ],
+)
+def test_weights_that_are_not_whole(
+    change: Any, complaint: str | None, tiny_model: Any, tmp_path: Path
+) -> None:
+    weights = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    changed = change("model.norm.weight", weights.pop("model.norm.weight"))
+    if changed is not None:
+        weights["model.norm.weight"] = changed
+    save_file(weights, tmp_path / "model.safetensors")
+    if complaint is None:
+        check_weights(tmp_path, tiny_model)
+        return
+    with pytest.raises(IncompleteWeights, match=complaint):
+        check_weights(tmp_path, tiny_model)
