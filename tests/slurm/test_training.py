@@ -17,8 +17,9 @@ def test_two_nodes_train_with_zero_2(submit: Submit, training: Training) -> None
     ended = job.wait()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.logs()
     assert "preflight: fit are node1, node2" in job.output
-    assert "2 processes" in job.log(0)
-    assert "ZeRO-2" in job.log(0)
+    assert "zero2 on 2 processes" in job.log(0)
+    shards = (training.run / "run" / "checkpoint-6").glob("global_step6/zero_pp_rank_*")
+    assert len(list(shards)) == 2  # the optimizer's state really is cut in two
     assert (job.job_folder / "attempt-0" / "node2.log").exists()
     assert job.records("end")[0]["codes"] == {"0": 0, "1": 0}
     assert training.steps() == list(range(1, 7))
@@ -137,3 +138,33 @@ def test_the_timer_of_the_time_limit(submit: Submit, training: Training) -> None
     job.until(lambda: job.show()["Restarts"] == "1", seconds=150)
     assert job.records("end")[0]["code"] == 85, job.logs()
     assert training.saved() > 0
+
+
+@pytest.mark.slow
+def test_the_time_limit_itself(submit: Submit, training: Training) -> None:
+    """No signal ahead of it: what SIGTERM and KillWait leave time for is kept."""
+    job = submit(
+        "slurm.sbatch", *training.command(4000, "--save-steps", "100000"),
+        flags=(*ONE, "--time=1", "--signal=CONT@1"), **SINGLE,
+    )  # fmt: skip
+    job.until(lambda: job.show()["Restarts"] == "1", seconds=150)
+    assert job.records("end")[0]["cause"] == "time limit", job.logs()
+    assert job.records("end")[0]["step_now"] == training.saved() > 0
+
+
+@pytest.mark.slow
+def test_a_chain_of_jobs_where_requeueing_is_forbidden(submit: Submit, training: Training) -> None:
+    command = training.command(60, "--resume-from-checkpoint", "auto")
+    flags = (*ONE, "--no-requeue", "--job-name=orpo", "--dependency=singleton")
+    shared = {**SINGLE, "ORPO_JOB_DIR": str(training.run / "chain")}
+    first, second, third = (
+        submit("slurm.sbatch", *command, flags=flags, **shared) for _ in range(3)
+    )
+    first.until(lambda: training.saved() >= 5)
+    first.signal("USR1")
+    assert first.wait()["ExitCode"] == "85:0", first.logs()
+    assert "submit it again" in first.output
+    assert second.wait()["ExitCode"] == "0:0", second.logs()
+    assert third.wait()["ExitCode"] == "0:0", third.logs()
+    assert "done already" in third.output
+    assert training.steps() == list(range(1, 61))
