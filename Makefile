@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  f"orpo_dist needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.12 ...")'
 	@echo "== setting up $(VENV) (once; a few minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,quant]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,quant,ray]'
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	  --no-build-isolation --editable '.[deepspeed]' # its setup asks torch, so torch comes first
 	@touch $@

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from orpo_dist.launch.probe import CANARY, STAGES
 
+# The signal ahead of the time limit goes to every process of a job.
+SHIELD = ("bash", "-c", 'trap "" USR1; exec "$@"', "probe")
 Groups = list[tuple[str, ...]]
 
 
@@ -93,9 +95,9 @@ def _blame_pairs(nodes: list[str], probe: Probe) -> None:
     suspects = [node for node in nodes if node not in fit]
     if not fit:
         raise BadNodes({node: first[node].problem for node in suspects if node in first}, 0)
-    second = probe(list(zip(fit, suspects, strict=False)))
-    bad = {node: second[node].problem for node in suspects if node in second}
-    bad = {node: problem for node, problem in bad.items() if problem}
+    # the suspect comes first and listens, so that one fit node may join several pairs
+    second = probe([(node, fit[i % len(fit)]) for i, node in enumerate(suspects)])
+    bad = {node: second[node].problem for node in suspects if not second[node].fit}
     if not bad:
         raise BadNodes(dict.fromkeys(nodes, "all-reduce: fails among all, not in pairs"), 0)
     raise BadNodes(bad, len(nodes))
@@ -112,9 +114,9 @@ def run_probe(
     command = [
         "srun", "--overlap", f"--nodes={len(group)}", f"--ntasks={len(group)}",
         "--ntasks-per-node=1", f"--nodelist={','.join(group)}", "--kill-on-bad-exit=0",
-        "--unbuffered", "--input=none", sys.executable, "-m", "orpo_dist", "slurm", "probe",
-        f"--folder={own}", f"--token={token}", f"--gpus={gpus}", f"--master={group[0]}",
-        f"--port={port}", f"--seconds={seconds / 3:g}",
+        "--unbuffered", "--input=none", *SHIELD, sys.executable, "-m", "orpo_dist",
+        "slurm", "probe", f"--folder={own}", f"--token={token}", f"--gpus={gpus}",
+        f"--port={port}", f"--seconds={seconds / 3:g}", *group,
     ]  # fmt: skip
     step = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

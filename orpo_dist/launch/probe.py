@@ -16,12 +16,13 @@ STAGES = ("answers", "gpus", "shared folder", "all-reduce")
 CANARY = "canary"
 
 
-def probe(folder: Path, token: str, gpus: int, master: str, port: int, seconds: float) -> None:
+def probe(folder: Path, token: str, gpus: int, nodes: list[str], port: int, seconds: float) -> None:
     """Check this node as one of the nodes of a step; exits with 4 at the first check that fails.
 
     folder, token: a folder on the shared file system, and what its canary file holds.
     gpus: how many CUDA devices this node is to see; 0 checks none.
-    master, port: where the ranks of the all-reduce meet. seconds: limit of every check.
+    nodes: all nodes of the all-reduce by rank; they meet at the first one's ``port``.
+    seconds: limit of every check.
     """
     say("answers")
     if gpus:
@@ -30,7 +31,7 @@ def probe(folder: Path, token: str, gpus: int, master: str, port: int, seconds: 
     check_folder(folder, token, seconds)
     say("shared folder")
     try:
-        all_reduce("nccl" if gpus else "gloo", f"tcp://{master}:{port}", seconds)
+        all_reduce("nccl" if gpus else "gloo", nodes, port, seconds)
     except Exception as error:  # torch, gloo and NCCL raise whatever they like
         fail(
             "all-reduce", f"{_last_line(error)}{_loopback_hint()}", loopback=bool(_loopback_hint())
@@ -81,15 +82,15 @@ def check_folder(folder: Path, token: str, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def all_reduce(backend: str, address: str, seconds: float) -> None:
+def all_reduce(backend: str, nodes: list[str], port: int, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    world = int(os.environ["SLURM_NTASKS"])
+    world = len(nodes)
     dist.init_process_group(
         backend,
-        init_method=address,
-        rank=int(os.environ["SLURM_PROCID"]),
+        init_method=f"tcp://{nodes[0]}:{port}",
+        rank=nodes.index(node()),  # SLURM has its own order of tasks
         world_size=world,
         timeout=timedelta(seconds=seconds),
     )

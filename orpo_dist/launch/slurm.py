@@ -148,6 +148,15 @@ class Attempt:
     step_before: int | None  # None: the command leaves no checkpoints
     step_now: int | None
 
+    @property
+    def requeue_wanted(self) -> bool:
+        """Training stopped on SIGUSR1 on some rank; others may have been ended for that."""
+        return EXIT_REQUEUE in (self.status, *self.codes.values())
+
+    @property
+    def crashed(self) -> bool:
+        return self.status != 0 and not self.cause and not self.requeue_wanted
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -161,8 +170,7 @@ def decide(attempt: Attempt) -> Verdict:
     """Whether a job should be queued again; pure."""
     if verdict := _final(attempt):
         return verdict
-    requeue = EXIT_REQUEUE in (attempt.status, *attempt.codes.values())
-    what = attempt.cause or ("stopped by SIGUSR1" if requeue else "failed")
+    what = attempt.cause or ("failed" if attempt.crashed else "stopped by SIGUSR1")
     before, now = attempt.step_before, attempt.step_now
     if attempt.restarts >= attempt.max_requeues:
         return _give_up(
@@ -172,7 +180,7 @@ def decide(attempt: Attempt) -> Verdict:
         )
     if before is not None and now is not None and now > before:
         return Verdict(EXIT_REQUEUE, f"{what} with step {now} saved; queued again to go on there")
-    if attempt.cause == "preempted" or (before is None and requeue):
+    if attempt.cause == "preempted" or (before is None and attempt.requeue_wanted):
         return Verdict(EXIT_REQUEUE, f"{what}; queued again")
     if before is None:
         return _give_up(attempt, f"{what}; not queued again: it leaves nothing to go on from")
@@ -201,11 +209,10 @@ def _final(attempt: Attempt) -> Verdict | None:
 
 def _give_up(attempt: Attempt, why: str) -> Verdict:
     """A crash keeps its own exit code; where training did as it was told there is none to keep."""
-    crashed = not attempt.cause and EXIT_REQUEUE not in (attempt.status, *attempt.codes.values())
-    return Verdict(attempt.status if crashed else EXIT_GAVE_UP, why)
+    return Verdict(attempt.status if attempt.crashed else EXIT_GAVE_UP, why)
 
 
-def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> Verdict:
+def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> tuple[Attempt, Verdict]:
     """Close an attempt whose step ended with ``status``.
 
     shown: what ``scontrol show job -o`` says of the job now.
@@ -225,7 +232,7 @@ def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> Verdict
     job.record("end", **asdict(attempt), **asdict(verdict))
     if verdict.code == 0:
         job.done.touch()
-    return verdict
+    return attempt, verdict
 
 
 def cause_of(shown: str) -> str:
@@ -244,11 +251,17 @@ def cause_of(shown: str) -> str:
 
 def first_errors(logs: Path, lines: int = 20) -> str:
     """What a reader of the job's output wants to see of the logs of the nodes."""
-    texts = {path: path.read_text(errors="replace").splitlines() for path in logs.glob("*.log")}
-    for path, text in sorted(texts.items()):
+    texts = {path: _tail(path) for path in sorted(logs.glob("*.log"))}
+    for path, text in texts.items():
         for index, line in enumerate(text):
             if line.startswith("orpo-dist: ") and ("error: " in line or line.endswith("failed:")):
                 shown = 1 if "error: " in line else lines
                 return "\n".join([f"{path.name}:", *text[index : index + shown]])
-    ends = [[f"{path.name}, its end:", *text[-lines:]] for path, text in sorted(texts.items())]
+    ends = [[f"{path.name}, its end:", *text[-lines:]] for path, text in texts.items()]
     return "\n".join(line for end in ends[:2] for line in end)
+
+
+def _tail(path: Path, size: int = 1 << 18) -> list[str]:
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - size))
+        return log.read().decode(errors="replace").splitlines()

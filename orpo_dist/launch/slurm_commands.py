@@ -34,9 +34,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     probe.add_argument("--folder", type=Path, required=True)
     probe.add_argument("--token", required=True)
     probe.add_argument("--gpus", type=int, required=True)
-    probe.add_argument("--master", required=True)
     probe.add_argument("--port", type=int, required=True)
     probe.add_argument("--seconds", type=float, required=True)
+    probe.add_argument("nodes", nargs="+", help="host names in the order of their ranks")
     wait = verbs.add_parser("wait-for-ray", help="in a batch script: until all Ray nodes are there")
     wait.add_argument("--nodes", type=int, required=True)
     wait.add_argument("--seconds", type=float, required=True, help="time limit")
@@ -55,7 +55,7 @@ def run_verb(options: argparse.Namespace, config_of: ConfigOf) -> int:
         from orpo_dist.launch.probe import probe
 
         probe(
-            options.folder, options.token, options.gpus, options.master, options.port,
+            options.folder, options.token, options.gpus, options.nodes, options.port,
             options.seconds,
         )  # fmt: skip
         return 0
@@ -84,8 +84,8 @@ def _end(options: argparse.Namespace, config: ORPOConfig | None) -> int:
     from orpo_dist.launch.slurm import Job, end, first_errors
 
     job = Job.from_environment()
-    verdict = end(job, config, options.status, options.job)
-    if verdict.code and (errors := first_errors(job.attempt)):
+    attempt, verdict = end(job, config, options.status, options.job)
+    if attempt.crashed and (errors := first_errors(job.attempt)):
         _say(errors)
     _say(f"attempt {job.restarts} of job {job.id}: {verdict.why}")
     return verdict.code

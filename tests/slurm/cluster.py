@@ -20,6 +20,7 @@ PROGRAMS = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-clien
 NET = "198.51.100"  # TEST-NET-2; exists inside the namespaces only
 CONTROLLER = "ctl"
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+MORTAL = ("setpriv", "--pdeathsig", "KILL")  # what it starts dies with this process
 # What a namespace runs: bash as init reaps orphans, whose zombies would keep jobs COMPLETING.
 INIT = """
 hostname "$1"; mount --bind "$2/hosts" /etc/hosts; ip link set lo up
@@ -32,8 +33,8 @@ SlurmctldHost={controller}({net}.254)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits for cred_expire (default 120 s)
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+# A requeued job waits for cred_expire (default 120 s; less than 5 is ignored)
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -219,11 +220,11 @@ class Cluster:
         for path in (home, key):
             shutil.chown(path, "munge", "munge")
         home.chmod(0o755)
-        files = {"socket": "socket", "key-file": "key", "log-file": "log", "pid-file": "pid",
+        named = {"socket": "socket", "key-file": "key", "log-file": "log", "pid-file": "pid",
                  "seed-file": "seed"}  # fmt: skip
         self._keep(
-            "munged", "setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged",
-            "--foreground", *(f"--{option}={home / name}" for option, name in files.items()),
+            "munged", "setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", *MORTAL,
+            "munged", "--foreground", *(f"--{key}={home / name}" for key, name in named.items()),
         )  # fmt: skip
         wait_for((home / "socket").exists, 10, lambda: f"munged: {_tail(home / 'log')}")
 
@@ -250,7 +251,7 @@ class Cluster:
         """Starts a process that ends when this one does, its output appended to a log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=log,
+                [*MORTAL, *command], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, env=self.environment, start_new_session=True, cwd="/",
             )  # fmt: skip
         return self._processes[name]
