@@ -29,7 +29,7 @@ class Report:
 
     passed: list[str] = field(default_factory=list)
     problem: str = ""
-    loopback: bool = False
+    loopback: str = ""  # the address that other nodes cannot reach this one at
 
     @property
     def fit(self) -> bool:
@@ -82,9 +82,12 @@ def blame(nodes: list[str], probe: Probe) -> None:
     if silent:  # one dead node keeps a step from starting anywhere: who answers alone?
         reports |= probe([(node,) for node in silent])
     bad = [node for node in nodes if STAGES[2] not in reports[node].passed]
-    bad = bad or [node for node in nodes if reports[node].loopback]
     if bad or len(nodes) == 1:
         raise BadNodes({node: reports[node].problem for node in bad or nodes}, len(nodes))
+    if loopback := {node: report.loopback for node, report in reports.items() if report.loopback}:
+        text = "all-reduce: its host name is {} to itself: mend /etc/hosts or set {}"
+        problems = {n: text.format(a, "GLOO_SOCKET_IFNAME") for n, a in loopback.items()}
+        raise BadNodes(problems, len(nodes))
     _blame_pairs(nodes, probe)
 
 
@@ -156,9 +159,9 @@ def read_reports(group: Sequence[str], said: str) -> dict[str, Report]:
             continue  # a library's chatter
         if "problem" in line:
             report.problem = f"{line['stage']}: {line['problem']}"
-            report.loopback = line.get("loopback", False)
         else:
             report.passed.append(line["stage"])
+            report.loopback = line.get("loopback", report.loopback)
     for report in reports.values():
         if not report.passed:
             report.problem = "does not answer, or Python does not start there"

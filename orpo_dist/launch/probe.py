@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -24,19 +25,28 @@ def probe(folder: Path, token: str, gpus: int, nodes: list[str], port: int, seco
     nodes: all nodes of the all-reduce by rank; they meet at the first one's ``port``.
     seconds: limit of every check.
     """
-    say("answers")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    say("answers", loopback="" if gpus else loopback_address())
     if gpus:
         check_gpus(gpus)
     say("gpus")
     check_folder(folder, token, seconds)
     say("shared folder")
+    # Where one node fails at once, gloo lets the others wait for minutes, whatever its limit is.
+    limit = threading.Timer(seconds, _out_of_time, [seconds])
+    limit.daemon = True
+    limit.start()
     try:
         all_reduce("nccl" if gpus else "gloo", nodes, port, seconds)
     except Exception as error:  # torch, gloo and NCCL raise whatever they like
-        fail(
-            "all-reduce", f"{_last_line(error)}{_loopback_hint()}", loopback=bool(_loopback_hint())
-        )
+        fail("all-reduce", _last_line(error))
+    limit.cancel()
     say("all-reduce")
+
+
+def _out_of_time(seconds: float) -> NoReturn:
+    say("all-reduce", problem=f"did not end in {seconds:g} s")
+    os._exit(EXIT_BAD_NODES)
 
 
 def say(stage: str, **entries: Any) -> None:
@@ -44,8 +54,8 @@ def say(stage: str, **entries: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def fail(stage: str, problem: str, **entries: Any) -> NoReturn:
-    say(stage, problem=problem, **entries)
+def fail(stage: str, problem: str) -> NoReturn:
+    say(stage, problem=problem)
     raise SystemExit(EXIT_BAD_NODES)
 
 
@@ -102,17 +112,18 @@ def all_reduce(backend: str, nodes: list[str], port: int, seconds: float) -> Non
     dist.destroy_process_group()
 
 
-def _loopback_hint() -> str:
-    """gloo offers the address of the host name to the others, and Debian may make that loopback."""
+def loopback_address() -> str:
+    """The address of this host's name where that is loopback, as Debian's installer makes it.
+
+    gloo offers that address to the other nodes, who then connect to themselves.
+    """
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return ""
     try:
         address = socket.gethostbyname(socket.gethostname())
     except OSError:
-        return f" (its host name {socket.gethostname()} has no address)"
-    if not address.startswith("127."):
         return ""
-    return f" (its host name is {address} to itself: mend /etc/hosts or set GLOO_SOCKET_IFNAME)"
+    return address if address.startswith("127.") else ""
 
 
 def _last_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.slurm.conftest import Submit, SubmittedJob, Training
 
-LIMIT = {"ORPO_PREFLIGHT": "60"}
+LIMIT = {"ORPO_PREFLIGHT": "30"}
 
 
 def failed(job: SubmittedJob) -> str:

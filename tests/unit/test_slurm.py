@@ -242,7 +242,8 @@ def cluster(
         if node in gpus:
             return Report(["answers"], "gpus: sees 7 of 8 GPUs")
         if any(one in mute + gpus + loopback for one in group) and len(group) > 1:
-            return Report(list(STAGES[:3]), "all-reduce: time is up", loopback=node in loopback)
+            address = "127.0.1.1" if node in loopback else ""
+            return Report(list(STAGES[:3]), "all-reduce: time is up", address)
         return Report(list(STAGES))
 
     return probe, rounds
@@ -281,14 +282,16 @@ def test_fit_nodes_pass_in_one_round() -> None:
 def test_what_probes_print() -> None:
     said = [
         "a library's warning",
-        '{"node": "a", "stage": "answers"}',
+        '{"node": "a", "stage": "answers", "loopback": "127.0.1.1"}',
         '{"node": "a", "stage": "gpus"}',
         '{"node": "b", "stage": "answers"}',
         '{"node": "b", "stage": "gpus", "problem": "sees 0 of 2 GPUs"}',
         '["not", "ours"]',
     ]
     reports = read_reports(("a", "b", "c"), "\n".join(said))
-    assert reports["a"] == Report(["answers", "gpus"], "shared folder: did not end in time")
+    assert reports["a"] == Report(
+        ["answers", "gpus"], "shared folder: did not end in time", "127.0.1.1"
+    )
     assert reports["b"] == Report(["answers"], "gpus: sees 0 of 2 GPUs")
     assert "does not answer" in reports["c"].problem
 
