@@ -15,7 +15,7 @@ logger = logging.getLogger("orpo_dist")
 
 # A CPU gains nothing from larger micro-batches (docs/packing.md), and what does not fit there
 # cannot be tried: the kernel kills the process.
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 
 
 def find_token_budget(
