@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--contenders",
         nargs="+",
-        default=["packed:8:1024", "packed:8", "trl:8", "trl:2", "trl:1"],
+        default=["packed:8:512", "packed:8", "trl:8", "trl:2", "trl:1"],
         metavar="NAME:PAIRS[:TOKENS]",
         help="packed, padded, trl or liger, with its micro-batch and token budget",
     )
