@@ -1,6 +1,6 @@
 """Combinations of engine and settings that cannot work, refused before any weight is loaded.
 
-Every refusal was tried first; what is not here trains, saves and loads again.
+Every refusal was tried, or read in the code of the library it comes from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from orpo_dist.types import UserError
 
 # Optimizers that compute on torch's sharded tensors; the others want plain ones.
 FSDP2_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+
+# Optimizers that DeepSpeed has for the host; accelerate quietly puts Adam in the place of others.
+OFFLOAD_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad")
 
 
 def refuse_impossible(config: ORPOConfig, engine: Engine) -> None:
@@ -24,6 +27,12 @@ def refuse_impossible(config: ORPOConfig, engine: Engine) -> None:
         raise UserError(
             f"optimizer {config.optimizer}: does not work on the shards of fsdp2; use one of "
             f"{', '.join(FSDP2_OPTIMIZERS)}, or the engine zero3"
+        )
+    offloads = engine.deepspeed and engine.offload != "none"
+    if offloads and config.optimizer not in OFFLOAD_OPTIMIZERS:
+        raise UserError(
+            f"optimizer {config.optimizer}: DeepSpeed cannot offload it; use one of "
+            f"{', '.join(OFFLOAD_OPTIMIZERS)}, or a preset without offload"
         )
 
 

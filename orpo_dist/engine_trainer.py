@@ -38,6 +38,7 @@ class EngineTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         model, loader = super()._prepare_for_training(*args, **kwargs)
+        assert self.args.world_size == self.runtime.world_size
         self.runtime.check_engine(model)
         return model, loader
 

@@ -116,10 +116,7 @@ class Runtime:
 
     def check_engine(self, model: Any) -> None:
         """Assert that a prepared model runs on the engine that was asked for."""
-        found = running_engine(model)
-        wanted = self.engine.name
-        if self.world_size == 1 and wanted == "ddp":
-            wanted = "single"
+        found, wanted = running_engine(model), self.engine.name
         assert found == wanted, f"rank {self.rank}: asked for {wanted}, but {found} came up"
 
 
@@ -195,6 +192,7 @@ def _start_on_cpu(engine: Engine) -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # would end DeepSpeed and FSDP as well
     asked = os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     try:
         state = PartialState(cpu=True)

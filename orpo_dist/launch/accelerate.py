@@ -8,6 +8,7 @@ of a checkpoint; on SIGUSR1 it dies and leaves them alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import subprocess
@@ -45,11 +46,20 @@ def main(arguments: list[str]) -> int:
 
 def _hand_on(number: int, frame: Any) -> None:
     """Workers know what to do with a signal; this process ends when they have."""
-    workers = [p for p in psutil.Process().children() if "orpo_dist" in p.cmdline()]
+    workers = [p for p in psutil.Process().children() if _is_worker(p)]
     if not workers:  # none yet: there is nothing to save
         sys.exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
     for worker in workers:
-        worker.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Python has other children too, which a signal would kill."""
+    try:
+        return "orpo_dist" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _explain(rank: int, code: int, message: Any) -> int:

@@ -55,7 +55,7 @@ def reference(tiny_model_dir: Path, data: Path, tmp_path_factory: pytest.TempPat
     ("launch", "engine", "flags"),
     [
         (launched("single"), "single", ["--batch-size", "1"]),
-        ([*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "orpo_dist"], "ddp",
+        ([*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "--", "orpo_dist"], "ddp",
          ["--batch-size", "4"]),
         (launched("zero1"), "zero1", ["--batch-size", "2"]),
         (launched("zero2"), "zero2", ["--batch-size", "1", "--attention", "padded"]),

@@ -136,6 +136,8 @@ def test_processes_default_to_the_gpus_of_all_machines(
          "zero3 cannot shard int8 weights; use int4"),
         (["fsdp2", "--num-processes", "2", *TRAIN, "--optimizer", "adafactor"],
          "optimizer adafactor: does not work on the shards of fsdp2"),
+        (["zero2_offload", "--num-processes", "2", *TRAIN, "--optimizer", "sgd"],
+         "optimizer sgd: DeepSpeed cannot offload it"),
         (["zero3_nvme", "--num-processes", "2", *TRAIN], "nvme-path is missing"),
         (["ddp", "--num-processes", "2", "--deepspeed-config", "x.json", *TRAIN],
          "the preset ddp is not DeepSpeed"),
