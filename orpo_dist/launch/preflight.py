@@ -117,7 +117,7 @@ def run_probe(
     command = [
         "srun", "--overlap", f"--nodes={len(group)}", f"--ntasks={len(group)}",
         "--ntasks-per-node=1", f"--nodelist={','.join(group)}", "--kill-on-bad-exit=0",
-        "--unbuffered", "--input=none", *SHIELD, sys.executable, "-m", "orpo_dist",
+        "--input=none", *SHIELD, sys.executable, "-m", "orpo_dist",
         "slurm", "probe", f"--folder={own}", f"--token={token}", f"--gpus={gpus}",
         f"--port={port}", f"--seconds={seconds / 3:g}", *group,
     ]  # fmt: skip

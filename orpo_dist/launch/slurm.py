@@ -142,7 +142,7 @@ class Attempt:
     status: int  # exit code of the step
     codes: dict[int, int]  # exit codes that ranks have left, by rank
     processes: int
-    cause: str  # what SLURM did to the job: "", "cancelled", "preempted", "time limit"
+    cause: str  # what SLURM did to the job: see cause_of
     restarts: int
     max_requeues: int
     step_before: int | None  # None: the command leaves no checkpoints
@@ -201,6 +201,8 @@ def _final(attempt: Attempt) -> Verdict | None:
         )
     if attempt.cause == "cancelled":
         return Verdict(EXIT_INTERRUPTED, "not queued again: it was cancelled")
+    if attempt.cause == "requeued":
+        return Verdict(EXIT_INTERRUPTED, "queued again by SLURM itself, e.g. after a node failure")
     # A crash of one rank ends the others with SIGTERM: only all of them together are a wish.
     if everywhere and not attempt.cause and (ranks or {attempt.status}) == {EXIT_INTERRUPTED}:
         return Verdict(EXIT_INTERRUPTED, "not queued again: training was asked to stop (SIGTERM)")
@@ -222,7 +224,7 @@ def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> tuple[A
         status=status,
         codes=recorded_codes(job.exit_codes),
         processes=job.processes,
-        cause=cause_of(shown) if status else "",
+        cause=cause_of(shown, job.restarts) if status else "",
         restarts=job.restarts,
         max_requeues=job.max_requeues,
         step_before=job.records()[-1]["step"] if run else None,
@@ -235,15 +237,18 @@ def end(job: Job, config: ORPOConfig | None, status: int, shown: str) -> tuple[A
     return attempt, verdict
 
 
-def cause_of(shown: str) -> str:
-    """What SLURM itself is doing to a job whose script still runs, from ``scontrol show job -o``.
+def cause_of(shown: str, restarts: int) -> str:
+    """What SLURM is doing to a job whose script still runs, from ``scontrol show job -o``.
 
-    A job with a grace time that saves and ends within it is *not* requeued by SLURM: the script
-    has to. And a script outlives ``scancel`` by some seconds: it must not requeue then.
+    A script outlives its job's end by some seconds, and must not requeue what was cancelled or is
+    in the queue again already. But a job that saves and ends within the grace time of a preemption
+    is *not* requeued by SLURM: the script has to.
     """
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     if fields.get("Reason") == "TimeLimit":
         return "time limit"
+    if int(fields.get("Restarts", restarts)) > restarts:
+        return "requeued"
     if fields.get("PreemptTime", "None") != "None":
         return "preempted"
     return "" if fields.get("JobState") in (None, "RUNNING") else "cancelled"

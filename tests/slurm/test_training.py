@@ -28,7 +28,7 @@ def test_two_nodes_train_with_zero_2(submit: Submit, training: Training) -> None
 
 def test_usr1_and_a_killed_node_cost_a_requeue_each(submit: Submit, training: Training) -> None:
     """Two nodes, ZeRO-2: the signal of the time limit first, then a crash of the second node."""
-    job = submit("slurm.sbatch", *training.command(60))
+    job = submit("slurm.sbatch", *training.command(80))
     job.until(lambda: training.saved() >= 5)
     job.signal("USR1")
     job.until(lambda: job.show()["Restarts"] == "1")
@@ -42,7 +42,7 @@ def test_usr1_and_a_killed_node_cost_a_requeue_each(submit: Submit, training: Tr
     job.cluster.start_node("node2")
     assert job.wait()["ExitCode"] == "0:0", job.logs()
     assert [line["step"] for line in job.records("begin")] == [0, stopped, killed]
-    assert training.steps() == list(range(1, 61))  # went on where it stood, nothing twice
+    assert training.steps() == list(range(1, 81))  # went on where it stood, nothing twice
     assert len(list(job.job_folder.glob("attempt-?/node1.log"))) == 3
     assert training.status() == "completed"
 
@@ -51,7 +51,7 @@ def test_preempted_with_a_grace_time_it_saves_and_comes_back(
     submit: Submit, training: Training
 ) -> None:
     """SLURM itself does not requeue a job that ends within its grace time."""
-    job = submit("slurm.sbatch", *training.command(60), flags=ONE, **SINGLE)
+    job = submit("slurm.sbatch", *training.command(300), flags=ONE, **SINGLE)
     job.until(lambda: training.saved() >= 5)
     job.cluster.client(
         "sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap",
@@ -60,7 +60,7 @@ def test_preempted_with_a_grace_time_it_saves_and_comes_back(
     assert job.wait()["Restarts"] == "1", job.logs()
     first = job.records("end")[0]
     assert (first["cause"], first["status"], first["code"]) == ("preempted", 130, 85)
-    assert training.steps() == list(range(1, 61))
+    assert training.steps() == list(range(1, 301))
 
 
 def test_a_mistake_is_not_requeued(submit: Submit, training: Training) -> None:
@@ -115,7 +115,7 @@ def test_an_array_requeues_only_the_task_that_was_stopped(
     submit: Submit, training: Training
 ) -> None:
     array = submit(
-        "slurm.sbatch", *training.command(60, name="%a"), flags=(*ONE, "--array=1-2"), **SINGLE
+        "slurm.sbatch", *training.command(300, name="%a"), flags=(*ONE, "--array=1-2"), **SINGLE
     )
     tasks = [SubmittedJob(array.cluster, f"{array.id}_{n}", array.folder) for n in (1, 2)]
     for number in ("1", "2"):
@@ -125,14 +125,14 @@ def test_an_array_requeues_only_the_task_that_was_stopped(
     stopped.signal("USR1")
     for task in tasks:
         assert task.wait()["Restarts"] == str(int(task is stopped)), task.logs()
-    assert all(training.steps(number) == list(range(1, 61)) for number in ("1", "2"))
+    assert all(training.steps(number) == list(range(1, 301)) for number in ("1", "2"))
 
 
 @pytest.mark.slow
 def test_the_timer_of_the_time_limit(submit: Submit, training: Training) -> None:
     """The signal as SLURM itself sends it, a minute or less before the end."""
     job = submit(
-        "slurm.sbatch", *training.command(2000, "--save-steps", "100000"),
+        "slurm.sbatch", *training.command(20000, "--save-steps", "100000"),
         flags=(*ONE, "--time=2", "--signal=USR1@30"), **SINGLE,
     )  # fmt: skip
     job.until(lambda: job.show()["Restarts"] == "1", seconds=150)
@@ -144,7 +144,7 @@ def test_the_timer_of_the_time_limit(submit: Submit, training: Training) -> None
 def test_the_time_limit_itself(submit: Submit, training: Training) -> None:
     """No signal ahead of it: what SIGTERM and KillWait leave time for is kept."""
     job = submit(
-        "slurm.sbatch", *training.command(4000, "--save-steps", "100000"),
+        "slurm.sbatch", *training.command(20000, "--save-steps", "100000"),
         flags=(*ONE, "--time=1", "--signal=CONT@1"), **SINGLE,
     )  # fmt: skip
     job.until(lambda: job.show()["Restarts"] == "1", seconds=150)
@@ -154,7 +154,7 @@ def test_the_time_limit_itself(submit: Submit, training: Training) -> None:
 
 @pytest.mark.slow
 def test_a_chain_of_jobs_where_requeueing_is_forbidden(submit: Submit, training: Training) -> None:
-    command = training.command(60, "--resume-from-checkpoint", "auto")
+    command = training.command(300, "--resume-from-checkpoint", "auto")
     flags = (*ONE, "--no-requeue", "--job-name=orpo", "--dependency=singleton")
     shared = {**SINGLE, "ORPO_JOB_DIR": str(training.run / "chain")}
     first, second, third = (
@@ -167,4 +167,4 @@ def test_a_chain_of_jobs_where_requeueing_is_forbidden(submit: Submit, training:
     assert second.wait()["ExitCode"] == "0:0", second.logs()
     assert third.wait()["ExitCode"] == "0:0", third.logs()
     assert "done already" in third.output
-    assert training.steps() == list(range(1, 61))
+    assert training.steps() == list(range(1, 301))

@@ -49,6 +49,7 @@ CRASH = Attempt(
         ({"codes": {}, "cause": "time limit", "step_now": 10}, 3, "no checkpoint beyond"),
         ({"codes": {0: 130, 1: 130}, "cause": "cancelled"}, 130, "cancelled"),
         ({"codes": {}, "cause": "cancelled"}, 130, "cancelled"),
+        ({"codes": {}, "cause": "requeued"}, 130, "queued again by SLURM itself"),
         # a driver of Ray, an evaluation: nothing to measure progress by
         ({"status": 7, "codes": {}, "step_before": None, "step_now": None}, 7, "nothing to go on"),
         ({"status": 85, "codes": {}, "step_before": None, "step_now": None}, 85, "queued again"),
@@ -68,11 +69,13 @@ def test_decisions(changes: dict[str, Any], code: int, why: str) -> None:
         ("JobId=1 JobState=COMPLETING Reason=TimeLimit PreemptTime=None", "time limit"),
         ("JobId=1 JobState=COMPLETING Reason=None PreemptTime=None", "cancelled"),
         ("JobId=1 JobState=CANCELLED Reason=None", "cancelled"),
+        ("JobId=1 JobState=COMPLETING Reason=None Restarts=2", "requeued"),
+        ("JobId=1 JobState=RUNNING Reason=None Restarts=1", ""),
         ("", ""),  # the controller did not answer
     ],
 )
 def test_what_slurm_is_doing_to_the_job(shown: str, cause: str) -> None:
-    assert cause_of(shown) == cause
+    assert cause_of(shown, restarts=1) == cause
 
 
 # --- attempts
