@@ -100,9 +100,9 @@ RULES = {
         "warning",
         "{n} pairs hold special tokens or template marks inside their text",
         "split transcripts into messages, and take marks of other templates out of the text",
-        "a known mark such as <|im_start|>, [INST], </s>, 'Human:' at the start of a paragraph, "
-        "or a special token of the tokenizer, in any text (an end mark at the end of an answer "
-        "is double_eos)",
+        "a known mark such as `[INST]`, `</s>` or those of ChatML, `Human:` at the start of a "
+        "paragraph, or a special token of the tokenizer, in any text (at the very end of an "
+        "answer it is double_eos)",
     ),
     "over_long": Rule(
         "warning",
