@@ -16,7 +16,7 @@ from orpo_dist.audit.rules import BIASED, MANY_CUT, MANY_UNUSABLE, RULES, Findin
 from orpo_dist.audit.texts import check_texts, main_scripts, script_switches
 from orpo_dist.audit.tokens import TokenTable
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, Limits, columns_of
+from orpo_dist.data import Encoder, Limits, columns_of, held_out_paths
 from orpo_dist.data.rows import REASONS
 from orpo_dist.types import UserError
 
@@ -63,66 +63,53 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     texts = Texts.of(corpus)
     hits = compare_pairs(corpus, texts)
     hits |= check_texts(corpus, texts.prompts, tokenizer)
-    held_out = _held_out(config)
-    if held_out is not None:
+    paths, split = held_out_paths(config)
+    if paths:
+        held_out = read_corpus(paths, columns_of(config), split)
         hits |= find_leakage(corpus, texts, held_out, Texts.of(held_out))
     scripts = [main_scripts(texts.prompts), main_scripts([e.chosen for e in corpus.examples])]
     hits["script_switch"] = script_switches(*scripts)
-    lengths = _characters(corpus, texts)
-    unusable = dict(corpus.unusable)
-    figures: dict[str, Any] = {}
-    counted = np.ones(len(corpus), bool)
+    lengths, counted = _characters(corpus, texts), np.ones(len(corpus), bool)
+    unusable, truncation = dict(corpus.unusable), {}
     if tokenizer is not None:
         table = TokenTable(corpus, Encoder(tokenizer, config.chat_template))
         lengths, counted = table.lengths, table.readable
-        hits["double_bos"] |= table.double_bos
+        if not counted.any():
+            raise UserError(f"{', '.join(config.data_path)}: the template accepts no pair")
         unusable |= {int(corpus.rows[pair]): why for pair, why in table.refused.items()}
-        limits = limits or Limits()
-        hits |= _cut_by(table, limits)
-        if counted.any():
-            figures["truncation"] = measure.truncation_table(
-                lengths[counted], table.shared[counted], limits
-            )
-    if not counted.any():
-        raise UserError(f"{', '.join(config.data_path)}: the tokenizer's template accepts no pair")
+        hits["double_bos"] |= table.double_bos
+        hits |= _cut_by(table, limits or Limits())
+        truncation = {"truncation": _truncation(table, limits or Limits())}
     figures = {
         "files": config.data_path,
-        "evaluation_files": _held_paths(config)[0],
+        "evaluation_files": paths,
         "rows": len(corpus.origins),
         "pairs": int(counted.sum()),
         "unit": "characters" if tokenizer is None else "tokens",
-        "left_out": _left_out(tokenizer, held_out),
-        "lengths": measure.summarise(lengths[counted]),
-        "length_bias": measure.length_bias(lengths[counted]),
-        "histograms": measure.histograms(lengths[counted]),
+        "left_out": _left_out(tokenizer is not None, bool(paths)),
+        **measure.figures(lengths[counted]),
+        **truncation,
         "scripts": script_shares(*scripts),
-        **figures,
     }
     findings = _findings(corpus, unusable, hits, figures["length_bias"])
     figures["categories"] = by_category(corpus, lengths, counted, findings)
     return Audit(corpus, in_order(findings), figures)
 
 
-def _held_paths(config: ORPOConfig) -> tuple[list[str], str]:
-    """Where evaluation data come from, as a run would have it: ``(paths, split)``."""
-    if config.valid_data_path:
-        return config.valid_data_path, config.valid_split or config.train_split
-    return (config.data_path, config.valid_split) if config.valid_split else ([], "")
+def _truncation(table: TokenTable, limits: Limits) -> list[dict[str, Any]]:
+    return measure.truncation_table(
+        table.lengths[table.readable], table.shared[table.readable], limits
+    )
 
 
-def _held_out(config: ORPOConfig) -> Corpus | None:
-    paths, split = _held_paths(config)
-    return read_corpus(paths, columns_of(config), split) if paths else None
-
-
-def _left_out(tokenizer: Any, held_out: Corpus | None) -> list[str]:
+def _left_out(has_tokenizer: bool, has_evaluation: bool) -> list[str]:
     said = []
-    if tokenizer is None:
+    if not has_tokenizer:
         said.append(
             "no tokenizer: lengths are in characters; cutting, templates and token ids were not "
             "checked (add --model)"
         )
-    if held_out is None:
+    if not has_evaluation:
         said.append("no evaluation data: leakage was not checked (add --valid-data-path)")
     return said
 

@@ -15,6 +15,15 @@ SETTINGS = ("max_prompt_length", "max_completion_length", "max_seq_length")
 BINS = 30
 
 
+def figures(lengths: np.ndarray) -> dict[str, Any]:
+    """All figures of (N, 3) lengths that need no limits, as plain JSON values."""
+    return {
+        "lengths": summarise(lengths),
+        "length_bias": length_bias(lengths),
+        "histograms": histograms(lengths),
+    }
+
+
 def summarise(lengths: np.ndarray) -> dict[str, dict[str, int]]:
     """Median, 95th percentile, maximum and total of (N, 3) lengths, by part."""
     found = {}

@@ -282,3 +282,10 @@ def test_nothing_readable_is_one_sentence(write_rows: WriteRows) -> None:
 def test_a_missing_column_is_one_sentence(write_rows: WriteRows) -> None:
     with pytest.raises(UserError, match="has no column 'chosen'"):
         look(write_rows, [{"prompt": "Q", "good": "a", "rejected": "b"}])
+
+
+def test_a_template_that_refuses_all_is_one_sentence(write_rows: WriteRows, tokenizer: Any) -> None:
+    tokenizer.chat_template = FUSSY_TEMPLATE
+    rows = [row(messages("system: S", "user: Q"), "yes", "no")]
+    with pytest.raises(UserError, match="the template accepts no pair"):
+        look(write_rows, rows, tokenizer=tokenizer)

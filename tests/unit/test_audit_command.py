@@ -137,6 +137,7 @@ def test_mistakes_are_one_line(
         ([], "nothing to audit"),
         (["./none.jsonl"], "data file ./none.jsonl: does not exist"),
         ([path, "--valid-data-path", "./none.jsonl"], "data file ./none.jsonl"),
+        ([path, "--valid-split", "test"], "is a single file and has no splits"),
         ([path, "--clean", path], "is one of the files"),
         ([path, "--json", f"{tmp_path}/x", "--html", f"{tmp_path}/x"], "is one of the files"),
         ([path, "--clean", str(tmp_path / "x.csv")], "must end in .jsonl"),
