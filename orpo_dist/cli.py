@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "preference accuracy, perplexity and margins of a model",
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
+    "data": "what is wrong with preference data: orpo-dist data audit FILE",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
     "slurm": "batch scripts for SLURM, and what they call",
 }
@@ -134,6 +135,12 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder")
+
+
+def _data_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.audit.command import add_data_verbs
+
+    add_data_verbs(parser)
 
 
 def _launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -263,6 +270,12 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data(options: argparse.Namespace) -> int:
+    from orpo_dist.audit.command import run_audit
+
+    return run_audit(options)
+
+
 def _launch(options: argparse.Namespace) -> int:
     from orpo_dist.launch.flags import launch
 
@@ -302,6 +315,7 @@ _FLAGS = {
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "report": _report_flags,
+    "data": _data_flags,
     "launch": _launch_flags,
     "slurm": _slurm_flags,
 }
@@ -310,6 +324,7 @@ _RUN = {
     "evaluate": _evaluate,
     "generate": _generate,
     "report": _report,
+    "data": _data,
     "launch": _launch,
     "slurm": _slurm,
 }

@@ -17,21 +17,10 @@ from orpo_dist.batching import FILLER, Plan
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.handle import TrainedModel, load
+from orpo_dist.intervals import wilson_interval
 from orpo_dist.objective import log_odds_ratio
 from orpo_dist.scoring import make_scorer
 from orpo_dist.types import UserError
-
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927)."""
-    if trials == 0:
-        return 0.0, 1.0
-    share, z2 = successes / trials, Z95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def score_dataset(

@@ -109,11 +109,16 @@ def _tiles(log: list[dict[str, Any]]) -> str:
 
 def curves_svg(log: list[dict[str, Any]]) -> str:
     """The training curves (lines) and evaluations (dots) as inline SVG."""
+    return inline_svg(curves_figure(log))
+
+
+def inline_svg(figure: Any) -> str:
+    """A matplotlib figure as an ``<svg>`` element to stand inside a page."""
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        curves_figure(log).savefig(buffer, format="svg", bbox_inches="tight")
+        figure.savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 

@@ -18,7 +18,15 @@ from orpo_dist.checkpoint import check_weights, go_on_from
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
-from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare, template_text
+from orpo_dist.data import (
+    Encoder,
+    PairDataset,
+    columns_of,
+    held_out_paths,
+    limits_of,
+    prepare,
+    template_text,
+)
 from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel
@@ -154,18 +162,8 @@ def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDa
     train_pairs = prepare(
         config.data_path, encoder, columns, config.train_split, config.strict_data
     )
-    if config.valid_data_path:
-        split = config.valid_split or config.train_split
-        paths = config.valid_data_path
-    elif config.valid_split:
-        split, paths = config.valid_split, config.data_path
-        for path in paths:
-            if Path(path).is_file():
-                raise UserError(
-                    f"valid_split {split}: {path} is a single file and has no splits; set "
-                    "valid_data_path"
-                )
-    else:
+    paths, split = held_out_paths(config)
+    if not paths:
         return train_pairs, None
     return train_pairs, prepare(paths, encoder, columns, split, config.strict_data)
 

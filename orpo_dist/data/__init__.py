@@ -4,7 +4,7 @@ from orpo_dist.data.encode import Encoder, Limits, template_text
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.prepare import build, cache_root, prepare
 from orpo_dist.data.rows import Columns
-from orpo_dist.data.settings import as_pairs, columns_of, limits_of
+from orpo_dist.data.settings import as_pairs, columns_of, held_out_paths, limits_of
 from orpo_dist.data.sources import Source
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "cache_root",
     "columns_of",
+    "held_out_paths",
     "limits_of",
     "prepare",
     "template_text",

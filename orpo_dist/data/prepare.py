@@ -148,7 +148,7 @@ def _pairs(
         report.skip(origin, reason)
 
     rows = tqdm(
-        _require_columns(source, columns),
+        require_columns(source, columns),
         desc=f"tokenising {source.name}",
         unit=" rows",
         disable=None if progress else True,  # None: only where a person watches
@@ -179,7 +179,7 @@ def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def _require_columns(source: Source, columns: Columns) -> Iterator[tuple[str, Any]]:
+def require_columns(source: Source, columns: Columns) -> Iterator[tuple[str, Any]]:
     """The rows of ``source``; ``UserError`` if none of the first ones has the answer columns."""
     rows = iter(source.rows)
     head = list(itertools.islice(rows, BATCH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
@@ -38,6 +39,21 @@ def columns_of(config: ORPOConfig) -> Columns:
         config.rejected_text_column,
         config.category_column,
     )
+
+
+def held_out_paths(config: ORPOConfig) -> tuple[list[str], str]:
+    """Where a run's evaluation data come from: ``(paths, split)``; no paths if there are none."""
+    if config.valid_data_path:
+        return config.valid_data_path, config.valid_split or config.train_split
+    if not config.valid_split:
+        return [], ""
+    for path in config.data_path:
+        if Path(path).is_file():
+            raise UserError(
+                f"valid_split {config.valid_split}: {path} is a single file and has no splits; "
+                "set valid_data_path"
+            )
+    return config.data_path, config.valid_split
 
 
 def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig) -> Any:

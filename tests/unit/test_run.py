@@ -303,6 +303,6 @@ def test_evaluation_by_category_and_json(
 def test_wilson_interval_against_published_values(
     hits: int, trials: int, low: float, high: float
 ) -> None:
-    from orpo_dist.evaluation import wilson_interval
+    from orpo_dist.intervals import wilson_interval
 
     assert wilson_interval(hits, trials) == pytest.approx((low, high), abs=1e-4)

@@ -1,0 +1,85 @@
+"""Every pair in tokens: the lengths a run will see, and what its template makes of the texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from orpo_dist.audit.corpus import Corpus
+from orpo_dist.data import Encoder
+from orpo_dist.data.rows import Unusable
+
+BATCH = 2048
+
+
+class TokenTable:
+    """N pairs as the encoder sees them; each text tokenised once, so answers on their own.
+
+    lengths: (N, 3) tokens, the end token included; a pair whose answer merges with its prompt may
+    differ by a token from what training sees. shared: (N,) tokens both answers begin with.
+    readable: (N,) bool. refused: pair -> reason of the loader. double_bos: pair -> where.
+    """
+
+    def __init__(self, corpus: Corpus, encoder: Encoder):
+        self.encoder = encoder
+        self.lengths = np.zeros((len(corpus), 3), np.int64)
+        self.shared = np.zeros(len(corpus), np.int64)
+        self.refused: dict[int, str] = {}
+        self.double_bos: dict[int, str] = {}
+        plain = self._ids(["a"])[0]
+        # what the tokenizer adds before plain text; a template writes its own
+        self._bos = [] if encoder.wraps_strings else encoder.prompt_ids("a")[: -len(plain)]
+        for start in tqdm(
+            range(0, len(corpus), BATCH), desc="tokenising", disable=None, leave=False
+        ):
+            self._batch(corpus, range(start, min(start + BATCH, len(corpus))))
+        self.readable = np.ones(len(corpus), bool)
+        self.readable[list(self.refused)] = False
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.encoder.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+
+    def _batch(self, corpus: Corpus, pairs: range) -> None:
+        texts: list[str] = []
+        kept: list[int] = []
+        for pair in pairs:
+            example = corpus.examples[pair]
+            try:
+                found = self.encoder.texts(example.prompt, [example.chosen, example.rejected])
+            except Unusable as reason:
+                self.refused[pair] = reason.reason
+                continue
+            if empty := [n for n in (1, 2) if not found[n].strip()]:
+                self.refused[pair] = ("empty_chosen", "empty_rejected")[empty[0] - 1]
+                continue
+            kept.append(pair)
+            texts += found
+        ids = iter(self._ids(texts) if texts else [])
+        for pair in kept:
+            plain = isinstance(corpus.examples[pair].prompt, str)
+            self._measure(pair, self._bos * plain + next(ids), next(ids), next(ids))
+
+    def _measure(
+        self, pair: int, prompt: list[int], chosen: list[int], rejected: list[int]
+    ) -> None:
+        ends = {self.encoder.end_id, self.encoder.tokenizer.eos_token_id}
+        if not ends.isdisjoint(chosen) or not ends.isdisjoint(rejected):
+            self.refused[pair] = "end_inside"
+        elif chosen == rejected:
+            self.refused[pair] = "identical_answers"
+        begin = self.encoder.tokenizer.bos_token_id
+        if begin is not None and prompt[:2] == [begin, begin]:
+            self.double_bos[pair] = "the prompt's tokens"
+        self.lengths[pair] = len(prompt), len(chosen) + 1, len(rejected) + 1
+        self.shared[pair] = _shared(chosen, rejected)
+
+
+def _shared(chosen: list[int], rejected: list[int]) -> int:
+    """How many leading tokens are the same."""
+    pairs: Any = zip(chosen, rejected, strict=False)
+    shorter = min(len(chosen), len(rejected))
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), shorter)
