@@ -46,9 +46,10 @@ from orpo_dist.types import UserError
 logger = logging.getLogger("orpo_dist")
 
 
-def train(config: ORPOConfig) -> TrainedModel:
+def train(config: ORPOConfig, trainer_class: type[ORPOTrainer] = ORPOTrainer) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
 
+    trainer_class: a subclass with another ``compute_objective``, say.
     Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
     handle on the trained model (on the engine's shards of it, where weights are sharded).
     Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
@@ -76,7 +77,7 @@ def train(config: ORPOConfig) -> TrainedModel:
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop)
+            handle = _train(config, folder, checkpoint, here, stop, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -106,6 +107,7 @@ def _train(
     checkpoint: Path | None,
     here: Runtime,
     stop: StopOnSignal,
+    trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     from transformers import set_seed
 
@@ -124,7 +126,7 @@ def _train(
     train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
     here.require_same("training data", train_pairs.digest)
     _report_data(folder, train_pairs, eval_pairs)
-    trainer = ORPOTrainer(
+    trainer = trainer_class(
         model=config.model,
         args=config,
         train_dataset=train_pairs,

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from orpo_dist import schedules
 from orpo_dist.config.names import ALIASES, explain_unknown
 
 Strategy = Literal["no", "steps", "epoch"]
@@ -83,6 +84,9 @@ class ORPOConfig(BaseModel):
 
     # --- objective
     orpo_alpha: float = setting("objective", 1.0, "weight of the odds-ratio term (the paper's lambda, TRL's beta)", ge=0)
+    orpo_alpha_schedule: str = setting("objective", "constant", "alpha over the run: constant | linear | cosine | warmup | ramp, which all end at orpo_alpha; or points progress:alpha, as in 0:0.1,0.5:1; or a Python function of progress, module:function")
+    orpo_alpha_start: float = setting("objective", 0.0, "where the schedules linear, cosine and warmup begin", ge=0)
+    orpo_alpha_warmup: float = setting("objective", 0.1, "share of the run that the schedule warmup takes", gt=0, le=1)
     loss_form: Literal["additive", "convex"] = setting("objective", "additive", "additive: L_SFT + alpha L_OR; convex: (1 - alpha) L_SFT + alpha L_OR")
     nll_scope: Literal["completion", "prompt_and_completion"] = setting("objective", "completion", "tokens of L_SFT: the chosen answer, or prompt and answer as in the paper's code and TRL")
 
@@ -165,6 +169,20 @@ class ORPOConfig(BaseModel):
             raise ValueError(f"must be auto, none or a number of tokens, got {value!r}")
         return int(value)
 
+    @field_validator("orpo_alpha_schedule", mode="before")
+    @classmethod
+    def _points(cls, value: Any) -> Any:
+        """YAML may write points as a list of pairs; they are kept as the text of the flag."""
+        if isinstance(value, list) and all(isinstance(p, list) and len(p) == 2 for p in value):
+            return ",".join(f"{at}:{alpha}" for at, alpha in value)
+        return value
+
+    @field_validator("orpo_alpha_schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        schedules.check_kind(value)
+        return value
+
     @field_validator("trainer_args")
     @classmethod
     def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -201,9 +219,12 @@ class ORPOConfig(BaseModel):
 def _contradictions(config: ORPOConfig) -> list[str]:
     """Sentences on settings that cannot hold together (empty when all is well)."""
     found = []
-    if config.loss_form == "convex" and config.orpo_alpha > 1:
+    alphas = schedules.values(
+        config.orpo_alpha_schedule, config.orpo_alpha, config.orpo_alpha_start
+    )
+    if config.loss_form == "convex" and max(alphas, default=0) > 1:
         found.append(
-            f"orpo_alpha is {config.orpo_alpha:g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
+            f"orpo_alpha is {max(alphas):g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
         )
     if config.quantization and not config.peft:
         found.append(
