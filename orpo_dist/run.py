@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from orpo_dist import runtime
+from orpo_dist.advice import advise
 from orpo_dist.arguments import loggers, resolve
-from orpo_dist.callbacks import MetricsFile, named_log, tensorboard
+from orpo_dist.callbacks import AdviceLines, MetricsFile, named_log, tensorboard
 from orpo_dist.checkpoint import check_weights, go_on_from
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
@@ -28,7 +29,7 @@ from orpo_dist.data import (
     template_text,
 )
 from orpo_dist.data.report import skip_sentence, truncation_sentences
-from orpo_dist.folder import RunFolder, write_json
+from orpo_dist.folder import RunFolder, read_json, read_metrics, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
 from orpo_dist.model import (
@@ -92,8 +93,12 @@ def train(config: ORPOConfig, trainer_class: type[ORPOTrainer] = ORPOTrainer) ->
             error=f"{type(error).__name__}: {error}",
         )
         raise
+    data = read_json(folder.data_report).get("train")
     folder.update_run(
-        status="completed", seconds=round(time.time() - started, 1), metrics=handle.metrics
+        status="completed",
+        seconds=round(time.time() - started, 1),
+        metrics=handle.metrics,
+        advice=[str(advice) for advice in advise(read_metrics(folder.metrics), data)],
     )
     if here.is_main:
         write_report(folder.path)
@@ -132,7 +137,7 @@ def _train(
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        callbacks=_callbacks(config, folder, stop),
+        callbacks=_callbacks(config, folder, stop, train_pairs.report),
     )
     config = trainer.config
     folder.write_config(config)
@@ -202,10 +207,12 @@ def leaked_pairs(train: PairDataset, valid: PairDataset) -> int:
     return sum(key in known for key in keys(valid))
 
 
-def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> list[Any]:
+def _callbacks(
+    config: ORPOConfig, folder: RunFolder, stop: StopOnSignal, data: dict[str, Any]
+) -> list[Any]:
     from transformers import EarlyStoppingCallback
 
-    found: list[Any] = [MetricsFile(folder.metrics), stop]
+    found: list[Any] = [MetricsFile(folder.metrics), AdviceLines(folder.metrics, data), stop]
     if "tensorboard" in loggers(config):
         found.append(tensorboard(folder.tensorboard))
     if config.early_stopping_patience:

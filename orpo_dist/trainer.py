@@ -289,4 +289,5 @@ class ORPOTrainer(EngineTrainer):
             logs.update(self.throughput.pop())
             logs.update(named_metrics(self._train_means.pop(self.accelerator)))
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
+            logs["progress"] = self.state.global_step / self.state.max_steps
         super().log(logs, start_time)
