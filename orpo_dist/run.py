@@ -32,6 +32,7 @@ from orpo_dist.data.report import skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, read_json, read_metrics, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
+from orpo_dist.margins import base_margins
 from orpo_dist.model import (
     load_model_config,
     load_tokenizer,
@@ -130,6 +131,8 @@ def _train(
     encoder = Encoder(tokenizer, config.chat_template, limits)
     train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
     here.require_same("training data", train_pairs.digest)
+    if config.curriculum == "margin":
+        train_pairs.difficulty = -base_margins(config, train_pairs, here)
     _report_data(folder, train_pairs, eval_pairs)
     trainer = trainer_class(
         model=config.model,
@@ -165,14 +168,17 @@ def _train(
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:
     """Training pairs, and evaluation pairs where the config names any."""
-    columns = columns_of(config)
     train_pairs = prepare(
-        config.data_path, encoder, columns, config.train_split, config.strict_data
+        config.data_path,
+        encoder,
+        columns_of(config, training=True),
+        config.train_split,
+        config.strict_data,
     )
     paths, split = held_out_paths(config)
     if not paths:
         return train_pairs, None
-    return train_pairs, prepare(paths, encoder, columns, split, config.strict_data)
+    return train_pairs, prepare(paths, encoder, columns_of(config), split, config.strict_data)
 
 
 def _report_data(folder: RunFolder, train: PairDataset, valid: PairDataset | None) -> None:

@@ -74,9 +74,8 @@ class ORPOTrainer(EngineTrainer):
         policy, processing_class = make_policy(model, config, processing_class, peft_config)
         self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
-        train_pairs, eval_pairs = (
-            as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
-        )
+        train_pairs = as_pairs(train_dataset, encoder, config, training=True)
+        eval_pairs = as_pairs(eval_dataset, encoder, config)
         self._hidden_size = policy.config.get_text_config().hidden_size
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
@@ -141,9 +140,8 @@ class ORPOTrainer(EngineTrainer):
                 limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
-        plan = self._plan(
-            self.config.replace(gradient_accumulation=1, data_weights=None), pairs, self.args
-        )
+        plain = {"gradient_accumulation": 1, "data_weights": None, "curriculum": None}
+        plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
         rank = self.args.process_index

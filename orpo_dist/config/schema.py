@@ -82,6 +82,13 @@ class ORPOConfig(BaseModel):
     max_seq_length: int | None = setting("data", None, "longest prompt + answer in tokens; default: the model's context", ge=4)
     overlong: Literal["truncate", "skip"] = setting("data", "truncate", "what to do with pairs over these lengths")
 
+    # --- order of the data
+    curriculum: Literal["difficulty", "length", "margin", "files"] | None = setting("curriculum", None, "begin with the easy pairs: by a difficulty column, by the tokens of both answers, by the margin under the base model (wide is easy; scored once), or file by file in the order of data_path; default: shuffled")
+    difficulty_column: str = setting("curriculum", "difficulty", "column of numbers for curriculum difficulty, higher is harder")
+    curriculum_epochs: int = setting("curriculum", 1, "how many first epochs go from easy to hard; later ones are shuffled", ge=1)
+    curriculum_pacing: Literal["linear", "root", "steps"] = setting("curriculum", "linear", "how the pool that pairs are drawn from grows from its easiest share to all, over an epoch")
+    curriculum_start: float = setting("curriculum", 0.0, "share of the pairs in the pool at the start, and at each step of pacing steps; 0: strictly sorted", ge=0, le=1)
+
     # --- objective
     orpo_alpha: float = setting("objective", 1.0, "weight of the odds-ratio term (the paper's lambda, TRL's beta)", ge=0)
     orpo_alpha_schedule: str = setting("objective", "constant", "alpha over the run: constant | linear | cosine | warmup | ramp, which all end at orpo_alpha; or points progress:alpha, as in 0:0.1,0.5:1; or a Python function of progress, module:function")
@@ -248,6 +255,10 @@ def _contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.data_weights is not None and min(config.data_weights, default=1) <= 0:
         found.append("data_weights must all be above 0")
+    if config.curriculum_pacing == "steps" and not config.curriculum_start:
+        found.append("curriculum_pacing steps needs curriculum_start, the share of a step")
+    if config.curriculum == "files" and len(config.data_path) == 1:
+        found.append("curriculum files needs several files in data_path, the easiest first")
     if config.eval_strategy == "steps" and config.eval_steps is None:
         found.append("eval_strategy steps needs eval_steps")
     if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
