@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from orpo_dist.curriculum import Curriculum
 from orpo_dist.dealing import attention_pairs, deal_to_micro_batches, deal_to_ranks, packing_cost
 
 FILLER = -1  # an index that stands for "no pair": keeps ranks in step with weight 0
@@ -65,6 +66,7 @@ class Plan:
     repeats: (N,) how often a pair appears in an epoch; a fraction is its chance to appear.
     hidden_size: width of the model, which sets what attention costs beside the rest.
     padded: micro-batches are padded instead of packed.
+    curriculum: orders the first epochs from easy to hard; all others are shuffled.
     """
 
     lengths: np.ndarray
@@ -77,6 +79,7 @@ class Plan:
     token_budget: int | None = None
     hidden_size: int = 2048
     padded: bool = False
+    curriculum: Curriculum | None = None
 
     @property
     def pairs_per_epoch(self) -> int:
@@ -92,8 +95,15 @@ class Plan:
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the pairs of an epoch in training order."""
         rng = np.random.default_rng([self.seed, epoch])
+        pairs = self._drawn(rng)
+        if self.curriculum is not None and epoch < self.curriculum.epochs:
+            return self.curriculum.arrange(pairs, rng)
+        return rng.permutation(pairs)
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Indices of the pairs of an epoch, in no order."""
         if self.repeats is None:
-            return rng.permutation(len(self.lengths))
+            return np.arange(len(self.lengths))
         whole = np.floor(self.repeats).astype(np.int64)
         indices = np.repeat(np.arange(len(whole)), whole)
         missing = self.pairs_per_epoch - len(indices)
@@ -101,7 +111,7 @@ class Plan:
             fraction = self.repeats - whole
             drawn = rng.choice(len(whole), missing, replace=False, p=fraction / fraction.sum())
             indices = np.concatenate([indices, drawn])
-        return rng.permutation(indices)
+        return indices
 
     @cached_property
     def sizes(self) -> np.ndarray:

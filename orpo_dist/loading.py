@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from orpo_dist.batching import FILLER, Plan, Step, Work, nll_token_counts, repeats_of
 from orpo_dist.config import ORPOConfig
+from orpo_dist.curriculum import Curriculum
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.scoring import Batch, Scorer
+from orpo_dist.types import UserError
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,31 @@ def make_plan(
         token_budget=budget if isinstance(budget, int) else None,
         hidden_size=hidden_size,
         padded=padded,
+        curriculum=make_curriculum(config, pairs),
+    )
+
+
+def make_curriculum(config: ORPOConfig, pairs: PairDataset) -> Curriculum | None:
+    """The order of the first epochs that a config asks for; None: shuffled."""
+    if config.curriculum is None:
+        return None
+    known = {
+        "length": pairs.lengths[:, 1:].sum(1),
+        "files": pairs.source_ids,
+        "difficulty": pairs.difficulty,
+        "margin": pairs.difficulty,
+    }
+    difficulty = known[config.curriculum]
+    if difficulty is None:
+        raise UserError(
+            f"curriculum {config.curriculum}: these pairs have no difficulty; give rows a "
+            "difficulty column, or train with train(config), which scores the base model"
+        )
+    return Curriculum(
+        np.asarray(difficulty, dtype=np.float64),
+        config.curriculum_epochs,
+        config.curriculum_pacing,
+        config.curriculum_start,
     )
 
 

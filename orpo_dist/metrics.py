@@ -9,39 +9,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_dist.objective import LossForm, mix
 from orpo_dist.types import StepMetrics
 
-# Order of the entries of a means vector.
-MEANS = ("nll", "odds_loss", "log_odds", "chosen_logp", "rejected_logp", "correct")
+# Order of the entries of a means vector; rewards are alpha · logp, with alpha as it then was.
+SUMS = ("nll", "odds_loss", "log_odds", "chosen_logp", "rejected_logp", "correct")
+MEANS = ("loss", *SUMS, "chosen_reward", "rejected_reward")
 
 
-def step_means(metrics: StepMetrics, total_pairs: float, total_nll_tokens: float) -> Tensor:
-    """A micro-batch's contribution to the step's means, (6,); contributions add up."""
-    totals = [total_nll_tokens] + [total_pairs] * 5
-    return torch.stack([
-        getattr(metrics, name).double() / total for name, total in zip(MEANS, totals, strict=True)
-    ])  # fmt: skip
+def step_means(
+    loss: Tensor,
+    metrics: StepMetrics,
+    orpo_alpha: float,
+    total_pairs: float,
+    total_nll_tokens: float,
+) -> Tensor:
+    """A micro-batch's contribution to the step's means, (9,); contributions add up.
 
-
-def named_metrics(
-    means: Iterable[float], orpo_alpha: float, loss_form: LossForm
-) -> dict[str, float]:
-    """Metrics by name from the six means.
-
-    ``rewards/*`` are alpha · logp as in TRL; accuracy is taken from log-probs, so that it says
-    something at alpha = 0 too. ``nll_loss``, ``log_odds_ratio`` and ``log_odds_chosen`` are TRL's
-    names for values that stand here under our own.
+    loss: its share of the objective, already divided by the step's counts.
     """
-    nll, odds_loss, log_odds, chosen, rejected, correct = means
+    totals = [total_nll_tokens] + [total_pairs] * 5
+    means = [getattr(metrics, n).double() / total for n, total in zip(SUMS, totals, strict=True)]
+    rewards = [orpo_alpha * means[SUMS.index(name)] for name in ("chosen_logp", "rejected_logp")]
+    return torch.stack([loss.detach().double(), *means, *rewards])
+
+
+def named_metrics(means: Iterable[float]) -> dict[str, float]:
+    """Metrics by name from the means.
+
+    ``loss/orpo`` is whatever ``compute_objective`` returns. ``rewards/*`` are alpha · logp as in
+    TRL; accuracy is taken from log-probs, so that it says something at alpha = 0 too. ``nll_loss``,
+    ``log_odds_ratio`` and ``log_odds_chosen`` are TRL's names for values that stand here under our
+    own.
+    """
+    loss, nll, odds_loss, log_odds, chosen, rejected, correct, won, lost = means
     return {
-        "loss/orpo": float(mix(nll, odds_loss, orpo_alpha, loss_form)),
+        "loss/orpo": loss,
         "loss/sft": nll,
         "loss/odds_ratio": odds_loss,
-        "rewards/margins": orpo_alpha * (chosen - rejected),
+        "rewards/margins": won - lost,
         "rewards/accuracies": correct,
-        "rewards/chosen": orpo_alpha * chosen,
-        "rewards/rejected": orpo_alpha * rejected,
+        "rewards/chosen": won,
+        "rewards/rejected": lost,
         "logps/chosen": chosen,
         "logps/rejected": rejected,
         "logps/margins": chosen - rejected,

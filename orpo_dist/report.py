@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from orpo_dist.advice import advise
 from orpo_dist.folder import RunFolder, read_json, read_metrics
 from orpo_dist.types import UserError
 
@@ -34,7 +35,7 @@ svg {{ max-width: 100%; height: auto }} pre {{ background: #f3f4f6; padding: .8r
 </style>
 <h1>{title}</h1><p>{subtitle}</p>
 <div class="tiles">{tiles}</div>
-<h2>Curves</h2>{curves}
+{advice}<h2>Curves</h2>{curves}
 <h2>Data</h2>{data}
 <h2>Settings</h2><pre>{config}</pre>
 </html>
@@ -53,6 +54,7 @@ def write_report(folder: Path) -> Path:
         title=html.escape(f"ORPO run {folder.name}"),
         subtitle=_subtitle(state, _settings(config)),
         tiles=_tiles(log),
+        advice=_advice(log, data.get("train")),
         curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
         data="".join(
             _data_table(name, part) for name, part in data.items() if isinstance(part, dict)
@@ -105,6 +107,17 @@ def _tiles(log: list[dict[str, Any]]) -> str:
             where = "held-out " if evaluations else "training "
             tiles.append(f'<div class="tile"><b>{shown}</b><span>{where}{label}</span></div>')
     return "".join(tiles)
+
+
+def _advice(log: list[dict[str, Any]], data: Any) -> str:
+    found = advise(log, data if isinstance(data, dict) else None)
+    if not found:
+        return ""
+    items = "".join(
+        f"<li><b>{html.escape(advice.finding)}</b>: try {html.escape(advice.remedy)}</li>"
+        for advice in found
+    )
+    return f"<h2>Advice</h2><ul>{items}</ul>"
 
 
 def curves_svg(log: list[dict[str, Any]]) -> str:

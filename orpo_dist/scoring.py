@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from orpo_dist.attention import no_masks, use_packed_attention, varlen_differs
+from orpo_dist.config import ORPOConfig
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
+from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -94,6 +96,21 @@ def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     if scorer.packed:
         _teach_packing(causal_model(model))
     return scorer
+
+
+def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
+    """The same scorer on every rank, after a proof by one that holds the weights."""
+
+    def make() -> Scorer:
+        pad_id = tokenizer.pad_token_id or 0
+        device = torch.device("cuda") if torch.cuda.is_available() else None
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
+
+    if here.engine.name == "zero3":
+        with gathered_while_used(policy):
+            return make()
+    scorer = here.on_main(make)
+    return scorer if here.is_main else adopt_scorer(policy, scorer)
 
 
 def _takes_varlen(core: Any, device: torch.device | None) -> bool:
