@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 COMMANDS = {
     "train": "train a model on a file of preferences",
-    "evaluate": "preference accuracy, perplexity and margins of a model",
+    "evaluate": "accuracy, perplexity and margins of models, and which is better",
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
@@ -111,16 +109,9 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.config.flags import add_config_flags
+    from orpo_dist.evaluation.command import add_evaluate_flags
 
-    parser.add_argument("model", help="a run folder, a model folder or a hub id")
-    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
-    add_config_flags(
-        parser,
-        groups=("data",),
-        also=("batch_size", "attention", "mixed_precision", "trust_remote_code"),
-        without=("valid_data_path", "data_weights"),
-    )
+    add_evaluate_flags(parser)
 
 
 def _generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -183,42 +174,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from orpo_dist.config import build_config
-    from orpo_dist.config.flags import config_values
+    from orpo_dist.evaluation.command import run_evaluate
 
-    values = config_values(options)
-    if options.json and not Path(options.json).resolve().parent.is_dir():
-        raise UserError(f"json {options.json}: its folder does not exist")
-    from orpo_dist.console import quieten_libraries
-    from orpo_dist.evaluation import evaluate_model, format_evaluation
-    from orpo_dist.handle import run_config
-
-    quieten_libraries()
-    from_run = run_config(options.model)
-    # data_path of the command replaces the run's, and with it what belonged to that
-    inherited = {**from_run.model_dump(), "data_weights": None, "valid_split": None}
-    config = build_config({**inherited, **values})
-    result = evaluate_model(options.model, values.get("data_path", []), config)
-    if rank_among_others():
-        return 0
-    _say_data(result["data"])
-    print(format_evaluation(result))
-    if options.json:
-        try:
-            Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"json {options.json}: cannot be written ({error.strerror})") from error
-    return 0
-
-
-def _say_data(report: dict[str, Any]) -> None:
-    from orpo_dist.data.report import skip_sentence, truncation_sentences
-
-    logger = logging.getLogger("orpo_dist")
-    if sentence := skip_sentence(report):
-        logger.warning(sentence)
-    for _, sentence in truncation_sentences(report):
-        logger.warning(sentence)
+    return run_evaluate(options)
 
 
 def _generate(options: argparse.Namespace) -> int:
