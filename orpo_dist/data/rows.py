@@ -99,6 +99,11 @@ def parse_row(row: Any, columns: Columns) -> Example:
     return Example(prompt, chosen, rejected, _category(row.get(columns.category)))
 
 
+def parse_prompt(value: Any) -> str | list[Message]:
+    """A prompt that stands alone, as text or messages; raises ``Unusable``."""
+    return _side(value, "empty_prompt")
+
+
 def _category(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

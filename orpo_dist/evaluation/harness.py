@@ -25,7 +25,7 @@ def run_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
-            "tasks: need lm-evaluation-harness: pip install 'orpo_dist[harness]'"
+            f"tasks: need lm-evaluation-harness ({error}): pip install 'orpo_dist[harness]'"
         ) from error
     if runtime.start().world_size > 1:
         raise UserError("tasks: run on one process; leave --tasks out of the launch")

@@ -35,18 +35,9 @@ def table(chosen: Any, rejected: Any, lengths: Any = None) -> ScoreTable:
     )
 
 
-@pytest.fixture(scope="module")
-def other_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with other weights."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
-    folder = tmp_path_factory.mktemp("other")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def other_model_dir(other_model_dirs: list[Path]) -> Path:
+    return other_model_dirs[0]
 
 
 def test_headline_by_hand() -> None:
