@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model on a file of preferences",
     "evaluate": "accuracy, perplexity and margins of models, and which is better",
     "generate": "let a model answer prompts, also beside its base, or chat",
+    "ensemble": "many models as one: average, vote, best_of, soups",
     "report": "write report.html of a run folder again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
@@ -120,6 +121,12 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     add_generate_flags(parser)
 
 
+def _ensemble_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.ensembles.command import add_verbs
+
+    add_verbs(parser)
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder")
 
@@ -181,6 +188,12 @@ def _generate(options: argparse.Namespace) -> int:
     return run_generate(options)
 
 
+def _ensemble(options: argparse.Namespace) -> int:
+    from orpo_dist.ensembles.command import run_verb
+
+    return run_verb(options)
+
+
 def _report(options: argparse.Namespace) -> int:
     from orpo_dist.report import write_report
 
@@ -202,7 +215,8 @@ def _launch(options: argparse.Namespace) -> int:
 
 def _inner_config(command: list[str]) -> ORPOConfig | None:
     """Check what shall be launched, so that mistakes are told once; the config, if it trains."""
-    if not command or command[0] not in ("train", "evaluate"):
+    evaluates = command[:1] == ["evaluate"] or command[:2] == ["ensemble", "evaluate"]
+    if command[:1] != ["train"] and not evaluates:
         raise UserError(
             "launch needs 'train ...' or 'evaluate ...' after --, e.g. "
             "'orpo-dist launch zero2 -- train --config run.yaml'"
@@ -211,7 +225,7 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
     _FLAGS[command[0]](parser)
     options, unknown = parser.parse_known_args(command[1:])
     _refuse_unknown(unknown)
-    if command[0] == "evaluate":
+    if evaluates:
         return None
     from orpo_dist.config import load_config
     from orpo_dist.config.flags import config_values
@@ -232,6 +246,7 @@ _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
+    "ensemble": _ensemble_flags,
     "report": _report_flags,
     "data": _data_flags,
     "launch": _launch_flags,
@@ -241,6 +256,7 @@ _RUN = {
     "train": _train,
     "evaluate": _evaluate,
     "generate": _generate,
+    "ensemble": _ensemble,
     "report": _report,
     "data": _data,
     "launch": _launch,

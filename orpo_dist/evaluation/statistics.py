@@ -50,7 +50,10 @@ def accuracy(correct: np.ndarray) -> dict[str, Any]:
     }
 
 
-def perplexity(nll: float, tokens: float) -> float:
+def perplexity(nll: float, tokens: float) -> float | None:
+    """None where there is no likelihood to speak of (nan)."""
+    if math.isnan(nll):
+        return None
     return math.exp(min(700.0, nll / tokens))
 
 

@@ -60,3 +60,13 @@ def test_evaluation_is_the_same_on_two_processes(tiny_model_dir: Path, tmp_path:
     one, two = (json.loads((tmp_path / f"{p}.json").read_text()) for p in ("single", "ddp"))
     assert one["pairs"] == 64 and one["texts"][0]["tokens"] > 1000
     assert one == two
+
+
+def test_ensembles_are_the_same_on_two_processes(adapter_dirs: list[Path], tmp_path: Path) -> None:
+    words = ["ensemble", "evaluate", *map(str, adapter_dirs), "--data-path"]
+    words += [str(DEMO / "eval.jsonl"), "--json"]
+    for preset in ("single", "ddp"):
+        run([*launched(preset), *words, str(tmp_path / f"{preset}.json")])
+    one, two = (json.loads((tmp_path / f"{p}.json").read_text()) for p in ("single", "ddp"))
+    assert len(one["models"]) == 5
+    assert one == two
