@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from orpo_dist.types import UserError
 logger = logging.getLogger("orpo_dist")
 
 
-def train(config: ORPOConfig) -> TrainedModel:
+def train(config: ORPOConfig, callbacks: Sequence[Any] = ()) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
+
+    callbacks: more of transformers' ``TrainerCallback``, after the run's own.
 
     Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
     handle on the trained model (on the engine's shards of it, where weights are sharded).
@@ -76,7 +79,7 @@ def train(config: ORPOConfig) -> TrainedModel:
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop)
+            handle = _train(config, folder, checkpoint, here, stop, callbacks)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -106,6 +109,7 @@ def _train(
     checkpoint: Path | None,
     here: Runtime,
     stop: StopOnSignal,
+    callbacks: Sequence[Any],
 ) -> TrainedModel:
     from transformers import set_seed
 
@@ -130,7 +134,7 @@ def _train(
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        callbacks=_callbacks(config, folder, stop),
+        callbacks=[*_callbacks(config, folder, stop), *callbacks],
     )
     config = trainer.config
     folder.write_config(config)
