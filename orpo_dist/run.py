@@ -122,9 +122,7 @@ def _train(
     config = resolve(config, has_eval, here.world_size)
     # The text and not the path of a template: the run folder stands on its own.
     config = config.replace(chat_template=template_text(config.chat_template))
-    tokenizer = load_tokenizer(name, config)
-    limits = limits_of(config, load_model_config(name, config))
-    encoder = Encoder(tokenizer, config.chat_template, limits)
+    tokenizer, encoder = load_encoder(name, config)
     train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
     here.require_same("training data", train_pairs.digest)
     _report_data(folder, train_pairs, eval_pairs)
@@ -158,6 +156,13 @@ def _train(
             "with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's magnitudes"
         )
     return TrainedModel(trainer.model, tokenizer, config, folder.path, metrics)
+
+
+def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
+    """The tokenizer of a run, and what turns its rows into tokens."""
+    tokenizer = load_tokenizer(model, config)
+    limits = limits_of(config, load_model_config(model, config))
+    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
 
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:

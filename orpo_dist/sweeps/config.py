@@ -1,4 +1,4 @@
-"""``SweepConfig``: what a sweep file holds, checked; and where sweep files are found."""
+"""``SweepConfig``: what a sweep file holds, checked."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orpo_dist.config import ORPOConfig, build_config, check_settings, read_yaml
+from orpo_dist.config import ORPOConfig, build_config, check_settings
 from orpo_dist.launch import presets
 from orpo_dist.sweeps.metrics import METRICS, find_metric, refuse_incomparable
 from orpo_dist.sweeps.space import ENGINE, OWNED, Settings, Space
 from orpo_dist.types import UserError
 
-FOLDER = Path(__file__).parent / "presets"
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
 POPULATION = ("pbt", "pb2")  # change the settings of a trial while it runs
 PAUSING = (*POPULATION, "hyperband", "bohb")  # stop trials and go on with them later
-PATHS = ("model", "data_path", "valid_data_path", "chat_template")
 REPEAT = "__trial_index__"  # of Ray's Repeater: which of the trials with these settings
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -209,89 +206,3 @@ def _check_name(kind: str, name: Any, names: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(str(name), names, n=1)
         guess = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
         raise UserError(f"{kind} '{name}': {guess}")
-
-
-def shipped() -> list[str]:
-    """The sweeps that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def find_sweep(name: str) -> Path:
-    """The file of that path, else the shipped sweep of that name; ``UserError`` for neither."""
-    if Path(name).is_file():
-        return Path(name)
-    if name in shipped():
-        return FOLDER / f"{name}.yaml"
-    close = difflib.get_close_matches(name, shipped(), n=1)
-    guess = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(shipped())}"
-    raise UserError(f"sweep '{name}': no such file; {guess}")
-
-
-def load_sweep(
-    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-) -> SweepConfig:
-    """The sweep in a file, of a shipped name, or in a mapping. overrides: settings of its base.
-
-    ``base`` may name a run's YAML instead of holding settings. Paths that exist beside the sweep
-    file are those files. Raises ``UserError``.
-    """
-    if isinstance(source, Mapping):
-        return build_sweep(source, overrides or {}, Path(), "sweep")
-    path = find_sweep(str(source))
-    return build_sweep(read_yaml(path), overrides or {}, path.resolve().parent, f"sweep {path}")
-
-
-def build_sweep(
-    content: Mapping[str, Any], overrides: Mapping[str, Any], folder: Path, where: str
-) -> SweepConfig:
-    """As ``load_sweep``, from what a file holds; where: begins every complaint."""
-    content = dict(content)
-    base = content.get("base") or {}
-    if isinstance(base, str):
-        base = read_yaml(folder / base if (folder / base).is_file() else base)
-    if not isinstance(base, dict):
-        raise UserError(f"{where}: base: must be a mapping of settings or a file")
-    local = {
-        name: _beside(folder, value) if name in PATHS else value for name, value in base.items()
-    }
-    content["base"] = {**local, **overrides}
-    for name in content:
-        if name not in SweepConfig.model_fields:
-            raise UserError(f"{where}: {_unknown(str(name))}")
-    if "space" not in content:
-        raise UserError(f"{where}: space is missing: say which settings to search")
-    try:
-        return SweepConfig.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error.errors()[0])}") from error
-
-
-def _beside(folder: Path, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_beside(folder, item) for item in value]
-    if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
-        return str((folder / value).resolve())
-    return value
-
-
-def _unknown(name: str) -> str:
-    known = list(SweepConfig.model_fields)
-    if name in ORPOConfig.model_fields:
-        return f"'{name}' is a setting of the runs: put it under base, or under space to search it"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown setting '{name}': " + (
-        f"did you mean {close[0]}?" if close else f"a sweep has {', '.join(known)}"
-    )
-
-
-def _sentence(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"][:1])
-    message = problem["msg"].removeprefix("Value error, ")
-    if not name:
-        return str(message)
-    return f"{name}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
-
-
-def dump_sweep(sweep: SweepConfig) -> str:
-    """The sweep as YAML that ``load_sweep`` reads back to an equal one."""
-    return yaml.safe_dump(sweep.model_dump(), sort_keys=False, allow_unicode=True)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.cluster import concurrent_trials, connect
-from orpo_dist.sweeps.config import PAUSING, SweepConfig, dump_sweep, load_sweep
+from orpo_dist.sweeps.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.files import dump_sweep, load_sweep
+from orpo_dist.sweeps.page import write_page
 from orpo_dist.sweeps.records import Trial, read_trials
-from orpo_dist.sweeps.space import Settings
+from orpo_dist.sweeps.refine import refined
+from orpo_dist.sweeps.results import FILE, read_results
+from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
+from orpo_dist.sweeps.space import Settings, shown
 from orpo_dist.sweeps.stopping import StopSignals
+from orpo_dist.sweeps.tuning import param_space, require_installed, scheduler, searcher
+from orpo_dist.sweeps.worker import FAILURE
 from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("orpo_dist")
 
+# What may be another when a sweep goes on.
+MAY_CHANGE = (
+    "resources_per_worker", "placement", "max_concurrent_trials", "max_failures", "time_budget",
+    "keep_models",
+)  # fmt: skip
 STATE = "ray"  # what Ray keeps of a sweep, in the sweep's folder
-FILE = "sweep.yaml"
 # A trial's own process only waits for its workers; Ray wants it to ask for something.
 IDLE = {"CPU": 0, "memory": 1 << 20}
 
@@ -42,13 +53,15 @@ def sweep(
     project_name: str | None = None,
     resume: bool = False,
     retry_failed: bool = False,
+    stages: int = 1,
     **base: Any,
 ) -> ResultGrid:
-    """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid``.
+    """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid`` of the last stage.
 
     source: a sweep file, the name of a shipped one, or its content. base: settings of every trial
     that win over the file's. resume: go on with a sweep that was interrupted, keeping what is
     finished; a new one starts where there is none. retry_failed: its failed trials as well.
+    stages: 2 and more add finer sweeps around the best point so far.
     Raises ``UserError``, and ``SweepInterrupted`` after Ctrl-C, SIGTERM or SIGUSR1.
     """
     if project_name is not None:
@@ -57,11 +70,20 @@ def sweep(
         source = load_sweep(source, base)
     elif base:
         source = load_sweep(source.model_dump(), base)
+    require_installed(source)
+    refuse_unfit(source)
     project = Path(source.project_name).expanduser().resolve()
     going_on = open_project(project, source, resume)
     ours = connect()
     try:
-        grid = _run(source, project, going_on, retry_failed)
+        prepare_shared(source)
+        grid = _run(source, project, project, going_on, retry_failed)
+        for stage in range(2, stages + 1):
+            folder = project / f"stage-{stage}"
+            begun = resume and (folder / FILE).exists()
+            finer = load_sweep(folder / FILE) if begun else refined(read_results(project), stage)
+            going_on = open_project(folder, finer, resume)
+            grid = _run(finer, folder, project, going_on, retry_failed)
     finally:
         if ours:
             import ray
@@ -82,11 +104,7 @@ def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
                 f"project_name {project}: already holds a sweep; choose another name, or go on "
                 "with --resume"
             )
-        before = load_sweep(file)
-        if before.space != config.space or before.points() != config.points():
-            raise UserError(
-                f"project_name {project}: holds a sweep over another space; choose another name"
-            )
+        _require_same(load_sweep(file), config, project)
     elif project.exists() and any(project.iterdir()):
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
@@ -97,26 +115,50 @@ def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
     return resume and (project / STATE / "tuner.pkl").exists()
 
 
-def _run(config: SweepConfig, project: Path, going_on: bool, retry_failed: bool) -> ResultGrid:
-    from orpo_dist.sweeps.tuning import require_installed
+def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
+    """``UserError`` where going on would mix trials that are not comparable."""
+    then, wanted = before.model_dump(), now.model_dump()
+    for name in set(then) - set(MAY_CHANGE):
+        if name == "base":
+            names = {*then["base"], *wanted["base"]} - {"project_name"}
+            changed = [n for n in sorted(names) if then["base"].get(n) != wanted["base"].get(n)]
+        else:
+            changed = [name] if then[name] != wanted[name] else []
+        if changed:
+            raise UserError(
+                f"project_name {project}: holds a sweep with another {changed[0]}; go on with the "
+                "same settings, or choose another name"
+            )
 
-    require_installed(config)
+
+def _run(
+    config: SweepConfig, folder: Path, project: Path, going_on: bool, retry_failed: bool
+) -> ResultGrid:
+    """One stage in its folder; the page is that of the whole project."""
     at_once, worker = concurrent_trials(config)
-    config = prepare_shared(config)
-    tell_what_runs(config, at_once, worker, project)
-    tuner = _tuner(config, project, at_once, worker, going_on, retry_failed)
-    stop = StopSignals()
-    began = time.time()
-    with stop:
+    tell_what_runs(config, at_once, worker, folder)
+    if retry_failed:
+        forget_failures(folder)
+    tuner = _tuner(config, folder, at_once, worker, going_on, retry_failed)
+    with StopSignals() as stop:
         grid = tuner.fit()
-    trials = settle_records(project)
-    logger.info("%d trials, %.0f s", len(trials), time.time() - began)
+    trials = settle_records(folder)
+    page = write_page(project)
+    for sentence in advise(read_results(project)):
+        logger.info(sentence)
+    print(page)
     if stop.number is not None and not all(trial.over for trial in trials):
         code = EXIT_REQUEUE if stop.number == signal.SIGUSR1 else EXIT_INTERRUPTED
         raise SweepInterrupted(
             "the sweep was stopped; go on with the same command and --resume", code
         )
     return grid
+
+
+def forget_failures(folder: Path) -> None:
+    """Let failed trials start again from their newest checkpoints."""
+    for marker in folder.glob(f"trials/*/{FAILURE}"):
+        marker.unlink()
 
 
 def _tuner(
@@ -131,7 +173,6 @@ def _tuner(
 
     from orpo_dist.sweeps.live import Live
     from orpo_dist.sweeps.trial import trainable
-    from orpo_dist.sweeps.tuning import param_space, scheduler, searcher
 
     function = tune.with_resources(trainable(config, project, worker), IDLE)
     if going_on:
@@ -183,16 +224,9 @@ def _namer(config: SweepConfig, with_settings: bool) -> Any:
 
 def trial_name(number: str, settings: Settings) -> str:
     """``003-orpo_alpha=0.5-lr=1e-05``, short and fit for a file system."""
-    from orpo_dist.sweeps.live import shown
-
     parts = [f"{name}={shown(value)}" for name, value in settings.items()]
     text = "-".join([number, *parts])
     return re.sub(r"[^\w=.,+-]", "_", text)[:100]
-
-
-def prepare_shared(config: SweepConfig) -> SweepConfig:
-    """Fetch the base models and tokenise the data once, where all trials find them."""
-    return config
 
 
 def tell_what_runs(

@@ -15,6 +15,7 @@ from orpo_dist.folder import RunFolder, read_json
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.records import Trial, folder_of, read_trials
+from orpo_dist.sweeps.space import shown
 from orpo_dist.sweeps.stopping import watch
 from orpo_dist.sweeps.worker import FAILURE
 
@@ -196,11 +197,6 @@ def table(trials: list[Trial], sweep: SweepConfig, most: int | None = None) -> l
     if len(kept) < len(rows):
         lines.append(f"… and {len(rows) - len(kept)} more")
     return [line.rstrip() for line in lines]
-
-
-def shown(value: Any) -> str:
-    """A setting's value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def rank(trials: list[Trial], sweep: SweepConfig) -> list[Trial]:

@@ -257,3 +257,8 @@ def _ordered(parameters: list[Parameter]) -> list[Parameter]:
         found += ready
         waiting = [parameter for parameter in waiting if parameter not in ready]
     return found
+
+
+def shown(value: Any) -> str:
+    """A setting's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
