@@ -161,9 +161,9 @@ class SweepConfig(BaseModel):
 def _check(sweep: SweepConfig) -> None:
     """``UserError`` where settings do not hold together or name what does not exist."""
     check_settings(sweep.base, "base")
-    space, metrics = sweep.search_space, sweep.metrics
     if sweep.mode and len(sweep.mode) != len(sweep.metric):
         raise UserError(f"mode: {len(sweep.mode)} given for {len(sweep.metric)} metrics")
+    space, metrics = sweep.search_space, sweep.metrics
     for name in metrics:
         refuse_incomparable(name, space.names)
     for kind, names in (("scheduler", SCHEDULERS), ("searcher", SEARCHERS)):

@@ -17,7 +17,7 @@ from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.records import Trial, folder_of, read_trials
 from orpo_dist.sweeps.space import shown
 from orpo_dist.sweeps.stopping import watch
-from orpo_dist.sweeps.worker import FAILURE
+from orpo_dist.sweeps.worker import FAILURE, GROUP
 
 PERIOD = 1.0  # s between two paintings of the table
 
@@ -101,6 +101,7 @@ class _State:
 
     def complete(self, trial: Any) -> None:
         known = self._of(trial)
+        free_placement(folder_of(self.project, known.name))
         if known.status == "finished":
             return
         known.status, known.why = "stopped", self._why(known)
@@ -119,12 +120,14 @@ class _State:
 
     def lose(self, trial: Any) -> None:
         known = self._of(trial)
+        free_placement(folder_of(self.project, known.name))
         known.failures += 1
         known.status, known.why = "waiting", f"restarted: {self._failure(trial)}"
         self._keep(known)
 
     def fail(self, trial: Any) -> None:
         known = self._of(trial)
+        free_placement(folder_of(self.project, known.name))
         known.status, known.why = "failed", self._failure(trial)
         self._keep(known)
 
@@ -142,6 +145,20 @@ class _State:
 
     def paint(self, last: bool = False) -> None:
         self.screen.paint(list(self.trials.values()), self.sweep, last)
+
+
+def free_placement(folder: Path) -> None:
+    """Give back what the workers of a trial hold, which also ends them.
+
+    Ray Train leaves this to an actor that asks the dashboard whether the trial is gone; where there
+    is no dashboard, resources of stopped trials would be held for ever.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    if name := read_json(folder / GROUP).get("id"):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+        (folder / GROUP).unlink()
 
 
 class Screen:

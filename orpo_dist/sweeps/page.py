@@ -112,7 +112,7 @@ INTERVALS = (
 )
 FRONT = "No other point is better than those on the front in both."
 CURVES = "On held-out data. A cross is where a trial was stopped or failed."
-PARALLEL = "One line per point with a finished trial; blue is the best, paler lines rank lower."
+PARALLEL = "One line per trial; blue is the best, dotted ones were stopped, with their last value."
 
 
 def _points(results: Results) -> str:

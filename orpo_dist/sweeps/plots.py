@@ -106,23 +106,29 @@ def curves_figure(results: Results) -> Any:
 
 
 def parallel_figure(results: Results) -> Any:
-    """Parallel coordinates: an axis per searched setting and the metric, a line per point."""
+    """Parallel coordinates: an axis per searched setting and the metric, a line per trial."""
     names = varying(results)
-    points = [p for p in results.ranked if all(name in p.settings for name in names)]
-    if not names or len(points) < 2:
+    trials = [
+        t for t in results.trials
+        if math.isfinite(t.metrics.get(results.metric, math.nan))
+        and all(name in t.settings for name in names)
+    ]  # fmt: skip
+    if not names or len(trials) < 2:
         return None
-    columns = [[p.settings[name] for p in points] for name in names]
-    scores = [e.mean for p in points if (e := p.estimate(results.metric)) is not None]
+    columns = [[t.settings[name] for t in trials] for name in names]
+    columns.append([t.metrics[results.metric] for t in trials])
+    heights = [_heights(column) for column in columns]
     figure = _figure(9, 3.8)
     axis = figure.subplots()
-    heights = [_heights(column) for column in [*columns, scores]]
-    last = len(points) - 1
-    for index in range(last, -1, -1):  # the best on top
-        colour = COLOURS[0] if index == 0 else GREY
-        alpha = 1.0 if index == 0 else 0.85 - 0.6 * index / max(1, last)
-        axis.plot(range(len(heights)), [h[index] for h in heights], color=colour, alpha=alpha,
-                  lw=2.2 if index == 0 else 1.1)  # fmt: skip
-    for x, column in enumerate([*columns, scores]):
+    best = results.best_trial
+    for index, trial in enumerate(trials):
+        style: dict[str, Any] = {"color": GREY, "lw": 1.1, "alpha": 0.7}
+        if best is not None and trial is best:
+            style = {"color": COLOURS[0], "lw": 2.4, "zorder": 3}
+        elif trial.status != "finished":
+            style = {"color": COLOURS[1], "lw": 1.0, "ls": ":", "alpha": 0.7}
+        axis.plot(range(len(heights)), [h[index] for h in heights], **style)
+    for x, column in enumerate(columns):
         axis.axvline(x, color="#1f2937", lw=0.8)
         for value, height in _ticks(column):
             axis.annotate(value, (x, height), (4, -3), textcoords="offset points", fontsize=7.5)

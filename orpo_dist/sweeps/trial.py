@@ -152,12 +152,18 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the cleaner, which outlives the sweep: see ``live.free_placement``."""
+            made = super()._create_default_callbacks()
+            return [c for c in made if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
     class ToTrial(UserCallback):
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
             inbox.put(metrics[0])
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START)
-    TorchTrainer(
+    Trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ScalingConfig(

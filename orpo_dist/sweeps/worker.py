@@ -17,6 +17,8 @@ from orpo_dist.types import UserError
 LOG = "log.txt"
 FAILURE = "failure.json"  # in a trial's folder: why its last attempt failed
 
+GROUP = "placement.json"  # in a trial's folder: Ray's name for what its workers hold
+
 
 def train_worker(task: dict[str, Any]) -> None:
     """Run in every worker of a Ray Train group. task: ``config`` (dict) and ``engine`` (preset).
@@ -34,6 +36,8 @@ def train_worker(task: dict[str, Any]) -> None:
     set_up_logging()
     config = build_config(task["config"])
     folder = Path(config.project_name)
+    if os.environ.get("RANK", "0") == "0":
+        _leave_place(folder)
     _log_to(folder / LOG)
     try:
         from orpo_dist.run import train
@@ -54,6 +58,15 @@ def _be_alone() -> None:
         dist.destroy_process_group()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)
+
+
+def _leave_place(folder: Path) -> None:
+    """Which placement group this is, for the driver to free when the trial is stopped."""
+    import ray.util
+
+    group = ray.util.get_current_placement_group()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / GROUP, {"id": group.id.hex() if group else None})
 
 
 def _leave_reason(folder: Path, error: BaseException) -> None:
