@@ -1,8 +1,9 @@
-"""How sure a measured share is."""
+"""How sure a measured share or mean is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -28,3 +29,15 @@ def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> tuple[
         share - other - math.hypot(share - low, other_high - other),
         share - other + math.hypot(high - share, other - other_low),
     )
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of at least two values (Student 1908)."""
+    count = len(values)
+    assert count > 1
+    from scipy.stats import t as student
+
+    mean = sum(values) / count
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    half = float(student.ppf(0.975, count - 1)) * math.sqrt(variance / count)
+    return mean - half, mean + half
