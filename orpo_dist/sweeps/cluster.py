@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -21,11 +22,15 @@ PASSED_ON = (
     "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
 )  # fmt: skip
 OBJECT_STORE = 128 << 20  # bytes; only metrics and configs pass through it
-REMEDY = "pip install 'orpo_dist[ray]'"
 
 
 def prepare_environment() -> None:
-    """Settle what Ray reads from the environment as it is imported; to be called before that."""
+    """Settle what Ray reads from the environment as it is imported; to be called before that.
+
+    Raises ``UserError`` if Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("sweeps need Ray: pip install 'orpo_dist[ray]'")
     if "RAY_ADDRESS" not in os.environ:
         # Its word for "this machine only": without it Ray listens on the machine's own address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -43,13 +48,11 @@ def prepare_environment() -> None:
 def connect() -> bool:
     """Join the cluster of ``RAY_ADDRESS`` or start one here; False if this process is in one.
 
-    Raises ``UserError`` if Ray is not installed or the cluster does not answer.
+    Raises ``UserError`` if the cluster does not answer.
     """
     prepare_environment()
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(f"sweeps need Ray: {REMEDY}") from error
+    import ray
+
     if ray.is_initialized():
         return False
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

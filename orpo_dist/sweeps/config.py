@@ -180,7 +180,12 @@ def _check(sweep: SweepConfig) -> None:
     if sweep.base.get("eval_strategy") == "no":
         raise UserError("base.eval_strategy no: trials are compared by their evaluations")
     for point in sweep.points():
-        sweep.run_config(point, "trial")
+        config = sweep.run_config(point, "trial")
+        if config.keeps_best and sweep.scheduler_name in POPULATION:
+            raise UserError(
+                f"scheduler {sweep.scheduler_name} passes weights between trials, so that "
+                "early_stopping_patience and load_best_model_at_end have no meaning"
+            )
 
 
 def _check_together(sweep: SweepConfig, space: Space) -> None:

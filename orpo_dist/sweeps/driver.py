@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
 from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.cluster import concurrent_trials, connect
+from orpo_dist.sweeps.cluster import concurrent_trials, connect, prepare_environment
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.files import dump_sweep, load_sweep
 from orpo_dist.sweeps.page import write_page
@@ -21,7 +21,7 @@ from orpo_dist.sweeps.results import FILE, read_results
 from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
 from orpo_dist.sweeps.space import Settings, shown
 from orpo_dist.sweeps.stopping import StopSignals
-from orpo_dist.sweeps.tuning import param_space, require_installed, scheduler, searcher
+from orpo_dist.sweeps.tuning import check_tuning, param_space, scheduler, searcher
 from orpo_dist.sweeps.worker import FAILURE
 from orpo_dist.types import UserError
 
@@ -70,7 +70,8 @@ def sweep(
         source = load_sweep(source, base)
     elif base:
         source = load_sweep(source.model_dump(), base)
-    require_installed(source)
+    prepare_environment()
+    check_tuning(source)
     refuse_unfit(source)
     project = Path(source.project_name).expanduser().resolve()
     going_on = open_project(project, source, resume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
@@ -12,9 +11,8 @@ from typing import Any
 from ray.tune import Callback
 
 from orpo_dist.folder import RunFolder, read_json
-from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.records import Trial, folder_of, read_trials
+from orpo_dist.sweeps.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.records import Trial, drop_weights, folder_of, rank, read_trials
 from orpo_dist.sweeps.space import shown
 from orpo_dist.sweeps.stopping import watch
 from orpo_dist.sweeps.worker import FAILURE, GROUP
@@ -102,12 +100,31 @@ class _State:
     def complete(self, trial: Any) -> None:
         known = self._of(trial)
         free_placement(folder_of(self.project, known.name))
-        if known.status == "finished":
+        if known.status != "finished":
+            known.status, known.why = "stopped", self._why(known)
+            run = RunFolder(folder_of(self.project, known.name))
+            run.update_run(status="stopped", error=known.why)
+            self._keep(known)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the weights of the best trials only, where the sweep says so.
+
+        A population may still need the checkpoints of its members: they wait for its end.
+        """
+        keep = self.sweep.keep_models
+        living = self.sweep.scheduler_name in PAUSING and not all(
+            t.over for t in self.trials.values()
+        )
+        if keep == "all" or living:
             return
-        known.status, known.why = "stopped", self._why(known)
-        run = RunFolder(folder_of(self.project, known.name))
-        run.update_run(status="stopped", error=known.why)
-        self._keep(known)
+        over = [
+            t for t in self.trials.values() if t.over and t.status != "failed"
+        ]  # may be retried
+        finished = [trial for trial in over if trial.status == "finished"]
+        best = rank(finished, *next(iter(self.sweep.metrics.items())))[:keep]
+        for trial in over:
+            drop_weights(folder_of(self.project, trial.name), checkpoints_only=trial in best)
 
     def _why(self, trial: Trial) -> str:
         budget = self.sweep.time_budget
@@ -192,7 +209,7 @@ class Screen:
 
 def table(trials: list[Trial], sweep: SweepConfig, most: int | None = None) -> list[str]:
     """The trials as lines of text: what runs first, then the best. most: lines that there are."""
-    ranked = rank(trials, sweep)
+    ranked = rank(trials, *next(iter(sweep.metrics.items())))
     names = list(dict.fromkeys(name for trial in trials for name in trial.settings))
     metrics = list(sweep.metrics)
     head = ["trial", *names, "step", *metrics, "status"]
@@ -214,16 +231,3 @@ def table(trials: list[Trial], sweep: SweepConfig, most: int | None = None) -> l
     if len(kept) < len(rows):
         lines.append(f"… and {len(rows) - len(kept)} more")
     return [line.rstrip() for line in lines]
-
-
-def rank(trials: list[Trial], sweep: SweepConfig) -> list[Trial]:
-    """Best first by the first metric; those without one last."""
-    name, mode = next(iter(sweep.metrics.items()))
-    assert name in METRICS
-    sign = -1.0 if mode == "max" else 1.0
-
-    def key(trial: Trial) -> tuple[bool, float]:
-        value = trial.metrics.get(name, math.nan)
-        return (True, 0.0) if math.isnan(value) else (False, sign * value)
-
-    return sorted(trials, key=key)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,25 @@ class Trial:
 def folder_of(project: Path, name: str) -> Path:
     """The run folder of a trial."""
     return project / "trials" / name
+
+
+def rank(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
+    """Best first; those without the metric last."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(trial: Trial) -> tuple[bool, float]:
+        value = trial.metrics.get(metric, math.nan)
+        return (True, 0.0) if math.isnan(value) else (False, sign * value)
+
+    return sorted(trials, key=key)
+
+
+def drop_weights(folder: Path, checkpoints_only: bool) -> None:
+    """Delete the checkpoints of a run, and its model too; what it has logged stays."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    for weights in [] if checkpoints_only else folder.glob("*.safetensors"):
+        weights.unlink()
 
 
 def read_trial(path: Path) -> Trial | None:

@@ -28,6 +28,13 @@ def require_installed(sweep: SweepConfig) -> None:
                 raise UserError(f"{name} needs {package}: pip install {package}")
 
 
+def check_tuning(sweep: SweepConfig) -> None:
+    """``UserError`` where Tune would not take the scheduler, the searcher or their options."""
+    require_installed(sweep)
+    scheduler(sweep)
+    searcher(sweep)
+
+
 def param_space(sweep: SweepConfig) -> dict[str, Any]:
     """What Tune draws trials from: all points known before, or domains for a searcher."""
     from ray import tune

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import traceback
 from pathlib import Path
@@ -13,6 +14,8 @@ from orpo_dist.config import build_config
 from orpo_dist.failure import LOST
 from orpo_dist.folder import write_json
 from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
 
 LOG = "log.txt"
 FAILURE = "failure.json"  # in a trial's folder: why its last attempt failed
@@ -97,7 +100,8 @@ def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger("orpo_dist").addHandler(handler)
+    logger.addHandler(handler)
+    logger.info("first worker on %s, process %d", socket.gethostname(), os.getpid())
 
 
 def _reporter() -> Any:

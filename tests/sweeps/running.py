@@ -62,7 +62,7 @@ def trial_named(project: Path, number: str) -> Trial:
 
 
 def wait_until(happened: Callable[[], Any], process: Process, seconds: float = 120) -> Any:
-    """What ``happened`` returns once it is true; fails if the sweep ends first or it takes long."""
+    """What ``happened`` returns once it is true; fails if the sweep ends before, or in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := happened():
