@@ -153,7 +153,8 @@ def test_krippendorff_against_published_values() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        {"item": 6, "choice": "tie"}, {"item": -1, "choice": "tie"}, {"item": True, "choice": "tie"},
+        {"item": 6, "choice": "tie"}, {"item": -1, "choice": "tie"},
+        {"item": True, "choice": "tie"},
         {"item": 0, "choice": "best"}, {"item": 0}, {"item": 0, "choice": "tie", "left": 6}, "left",
         {"item": 0, "choice": ["left"]}, {"item": 0, "choice": "tie", "right": 1.5},
     ],
