@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "accuracy, perplexity and margins of models, and which is better",
     "generate": "let a model answer prompts, also beside its base, or chat",
     "ensemble": "many models as one: average, vote, best_of, soups",
+    "compare": "let people judge two models, blind, and count what they said",
     "report": "write report.html of a run or a sweep again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
@@ -128,6 +129,12 @@ def _ensemble_flags(parser: argparse.ArgumentParser) -> None:
     add_verbs(parser)
 
 
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.compare.command import add_compare_flags
+
+    add_compare_flags(parser)
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder, or the folder of a sweep")
 
@@ -201,6 +208,12 @@ def _ensemble(options: argparse.Namespace) -> int:
     return run_verb(options)
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from orpo_dist.compare.command import run_compare
+
+    return run_compare(options)
+
+
 def _report(options: argparse.Namespace) -> int:
     folder = Path(options.run)
     if (folder / "sweep.yaml").exists():
@@ -266,6 +279,7 @@ _FLAGS = {
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
     "ensemble": _ensemble_flags,
+    "compare": _compare_flags,
     "report": _report_flags,
     "data": _data_flags,
     "launch": _launch_flags,
@@ -277,6 +291,7 @@ _RUN = {
     "evaluate": _evaluate,
     "generate": _generate,
     "ensemble": _ensemble,
+    "compare": _compare,
     "report": _report,
     "data": _data,
     "launch": _launch,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,13 +21,30 @@ small { color: #6b7280 } svg { max-width: 100%; height: auto }
 """
 
 
-def page(title: str, body: str, style: str = "", head: str = "") -> str:
-    """A whole page. title: text; body, style, head: markup that is safe already."""
+def page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page. title: text; body: markup that is safe already.
+
+    A page with a script gets a policy that lets nothing run or load but this script and style.
+    """
+    style, head, end = STYLE + style, "", ""
+    if script:
+        head = f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">'
+        end = f"<script>{script}</script>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{head}<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
+        f"{head}<title>{html.escape(title)}</title><style>{style}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>{body}{end}</body></html>\n"
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
