@@ -119,7 +119,7 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         groups=("data",),
         also=("batch_size", "attention", "mixed_precision", "trust_remote_code"),
-        without=("valid_data_path", "data_weights"),
+        without=("valid_data_path", "data_weights", "data_temperature"),
     )
 
 
@@ -196,7 +196,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     quieten_libraries()
     from_run = run_config(options.model)
     # data_path of the command replaces the run's, and with it what belonged to that
-    inherited = {**from_run.model_dump(), "data_weights": None, "valid_split": None}
+    belonged = ("data_weights", "data_temperature", "curriculum", "valid_split")
+    inherited = {**from_run.model_dump(), **dict.fromkeys(belonged)}
     config = build_config({**inherited, **values})
     result = evaluate_model(options.model, values.get("data_path", []), config)
     if rank_among_others():
