@@ -25,7 +25,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
 from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
-from orpo_dist.metrics import RunningMeans, named_metrics, step_means
+from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import make_policy
 from orpo_dist.objective import orpo_loss
 from orpo_dist.schedules import alpha_schedule
@@ -92,7 +92,7 @@ class ORPOTrainer(EngineTrainer):
             most=1.0 if config.loss_form == "convex" else math.inf,
         )
         self.orpo_alpha = self._alpha_at(1.0)
-        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
         super().__init__(
             model=policy,
             args=training_args,
@@ -140,7 +140,8 @@ class ORPOTrainer(EngineTrainer):
                 limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
-        plain = {"gradient_accumulation": 1, "data_weights": None, "curriculum": None}
+        plain = {"gradient_accumulation": 1, "data_weights": None}
+        plain |= {"data_temperature": None, "curriculum": None}
         plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
@@ -194,7 +195,7 @@ class ORPOTrainer(EngineTrainer):
             self.optimizer.train()
         loss = torch.zeros((), device=self.args.device)
         self.orpo_alpha = self._alpha_of(self.state.global_step)
-        for number, batch in enumerate(inputs.batches, start=1):
+        for number, (batch, ids) in enumerate(inputs, start=1):
             last = number == len(inputs.batches)
             self.accelerator.gradient_state._set_sync_gradients(last)
             engine_syncs = last or self.is_deepspeed_enabled
@@ -203,7 +204,7 @@ class ORPOTrainer(EngineTrainer):
                 share, metrics = self.compute_objective(scores, inputs)
                 self.accelerator.backward(share * self.args.world_size)
             loss += share.detach() * self.args.world_size
-            self._train_means.add(self._means(share, metrics, inputs))
+            self._train_means.add(self._means(share, metrics, inputs), scores, ids)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
         return loss
@@ -227,7 +228,7 @@ class ORPOTrainer(EngineTrainer):
             batch = self.scorer.collate([self.train_dataset[index] for index in pairs])
             with self.accelerator.autocast():
                 scores = self.score(self.model.train(), batch)
-            return self.compute_objective(scores, LoadedStep([], 1, 1, Work()))[0]
+            return self.compute_objective(scores, LoadedStep([], [], 1, 1, Work()))[0]
 
         copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
         return fits_in_memory(self.model, share, copies)
@@ -257,10 +258,11 @@ class ORPOTrainer(EngineTrainer):
         whole = dataclasses.replace(inputs, total_pairs=pairs, total_nll_tokens=nll_tokens)
         loss = torch.zeros((), device=self.args.device)
         with torch.no_grad():
-            for batch in inputs.batches:
-                share, metrics = self.compute_objective(self.score(model, batch), whole)
+            for batch, ids in inputs:
+                scores = self.score(model, batch)
+                share, metrics = self.compute_objective(scores, whole)
                 loss += share
-                self._eval_means.add(self._means(share, metrics, whole))
+                self._eval_means.add(self._means(share, metrics, whole), scores, ids)
         return loss, None, None
 
     def evaluation_loop(
@@ -271,12 +273,12 @@ class ORPOTrainer(EngineTrainer):
         assert isinstance(dataset, StepDataset)
         nll_tokens = nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum()
         self._eval_counts = len(dataset), int(nll_tokens)
-        self._eval_means = RunningMeans(steps=1)
+        self._eval_means = RunningMeans(dataset.pairs.categories, steps=1)
         self.orpo_alpha = self._alpha_at(1.0)
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        named = named_metrics(self._eval_means.pop(self.accelerator))
+        named = self._eval_means.pop(self.accelerator)
         named["loss"] = named["loss/orpo"]
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
         return output
@@ -285,7 +287,7 @@ class ORPOTrainer(EngineTrainer):
         """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha."""
         if "loss" in logs and self._train_means.steps:
             logs.update(self.throughput.pop())
-            logs.update(named_metrics(self._train_means.pop(self.accelerator)))
+            logs.update(self._train_means.pop(self.accelerator))
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
         super().log(logs, start_time)

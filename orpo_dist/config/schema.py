@@ -69,6 +69,7 @@ class ORPOConfig(BaseModel):
     data_path: list[str] = setting("data", [], "training data: files (JSON, JSONL, CSV, Parquet), folders or hub ids; several are mixed")
     valid_data_path: list[str] = setting("data", [], "evaluation data, same forms")
     data_weights: list[float] | None = setting("data", None, "one number per source of data_path: how often its rows appear in an epoch (0.5: a random half)")
+    data_temperature: float | None = setting("data", None, "mix the sources of data_path by size ** (1 / temperature): 1 as they are, higher more alike; an epoch stays as long; instead of data_weights", gt=0)
     train_split: str = setting("data", "train", "split of hub ids and datasets folders to train on")
     valid_split: str | None = setting("data", None, "split of data_path to evaluate on, where valid_data_path is not given")
     prompt_text_column: str = setting("data", "prompt", "column of the prompt")
@@ -202,7 +203,7 @@ class ORPOConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ORPOConfig:
-        for complaint in _contradictions(self):
+        for complaint in [*_contradictions(self), *_data_contradictions(self)]:
             raise ValueError(complaint)
         return self
 
@@ -248,6 +249,16 @@ def _contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.overwrite and config.resume_from_checkpoint == "auto":
         found.append("overwrite starts anew and resume_from_checkpoint auto goes on: choose one")
+    if config.eval_strategy == "steps" and config.eval_steps is None:
+        found.append("eval_strategy steps needs eval_steps")
+    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
+        found.append("save_strategy steps needs save_steps")
+    return found
+
+
+def _data_contradictions(config: ORPOConfig) -> list[str]:
+    """The same for what is trained on, and in which order."""
+    found = []
     if config.data_weights is not None and len(config.data_weights) != len(config.data_path):
         found.append(
             f"data_weights has {len(config.data_weights)} numbers for "
@@ -259,10 +270,10 @@ def _contradictions(config: ORPOConfig) -> list[str]:
         found.append("curriculum_pacing steps needs curriculum_start, the share of a step")
     if config.curriculum == "files" and len(config.data_path) == 1:
         found.append("curriculum files needs several files in data_path, the easiest first")
-    if config.eval_strategy == "steps" and config.eval_steps is None:
-        found.append("eval_strategy steps needs eval_steps")
-    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
-        found.append("save_strategy steps needs save_steps")
+    if config.data_temperature is not None and config.data_weights is not None:
+        found.append("data_temperature and data_weights both weigh the sources: choose one")
+    if config.data_temperature is not None and len(config.data_path) == 1:
+        found.append("data_temperature needs several sources in data_path")
     return found
 
 

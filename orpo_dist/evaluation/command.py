@@ -50,7 +50,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         groups=("data",),
         also=("batch_size", "attention", "mixed_precision", "trust_remote_code",
               "max_tokens_per_microbatch"),
-        without=("valid_data_path", "data_weights"),
+        without=("valid_data_path", "data_weights", "data_temperature"),
     )  # fmt: skip
 
 

@@ -137,7 +137,8 @@ def shared_config(
     """The data settings of the first model's run, what belongs to a model itself, and flags."""
     kept = {name: getattr(own, name) for name in OWN}
     # data_path of the command replaces the run's, and with it what belonged to that
-    inherited = {**first.model_dump(), **kept, "data_weights": None, "valid_split": None}
+    belonged = ("data_weights", "data_temperature", "curriculum", "valid_split")
+    inherited = {**first.model_dump(), **kept, **dict.fromkeys(belonged)}
     return build_config({**inherited, **(settings or {})})
 
 

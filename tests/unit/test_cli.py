@@ -131,6 +131,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
     }
     needed = {
         "data_weights": ["--data-path", "a"],
+        "data_temperature": ["--data-path", "a", "b"],
         "quantization": ["--peft"],
         "use_dora": ["--peft"],
         "merge_adapter": ["--peft"],
@@ -141,7 +142,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         value = values[name]
     elif default is False or name == "load_best_model_at_end":
         value = True
-    elif isinstance(default, float) or name == "epochs":
+    elif isinstance(default, float) or name in ("epochs", "data_temperature"):
         value = 0.25
     elif isinstance(default, int) or name.endswith(
         ("_steps", "_length", "_patience", "_microbatch", "_batch_size")

@@ -24,6 +24,7 @@ DOCUMENTED = {
     "data_path": [],
     "valid_data_path": [],
     "data_weights": None,
+    "data_temperature": None,
     "train_split": "train",
     "valid_split": None,
     "prompt_text_column": "prompt",
