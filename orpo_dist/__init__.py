@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from orpo_dist.handle import TrainedModel, load
     from orpo_dist.objective import orpo_loss
     from orpo_dist.run import train
+    from orpo_dist.sweeps.driver import sweep
+    from orpo_dist.sweeps.search import find_best_alpha
     from orpo_dist.trainer import ORPOTrainer
     from orpo_dist.types import UserError
 
@@ -34,6 +36,8 @@ _HOMES = {
     "load": "handle",
     "orpo_loss": "objective",
     "train": "run",
+    "sweep": "sweeps.driver",
+    "find_best_alpha": "sweeps.search",
     "ORPOTrainer": "trainer",
     "UserError": "types",
 }
@@ -46,10 +50,12 @@ __all__ = [
     "UserError",
     "evaluate_model",
     "evaluate_models",
+    "find_best_alpha",
     "load",
     "load_config",
     "load_ensemble",
     "orpo_loss",
+    "sweep",
     "train",
 ]
 

@@ -23,9 +23,10 @@ COMMANDS = {
     "generate": "let a model answer prompts, also beside its base, or chat",
     "ensemble": "many models as one: average, vote, best_of, soups",
     "compare": "let people judge two models, blind, and count what they said",
-    "report": "write report.html of a run folder again",
+    "report": "write report.html of a run or a sweep again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
+    "sweep": "find the best alpha and learning rate: many trainings side by side, on Ray",
     "slurm": "batch scripts for SLURM, and what they call",
 }
 
@@ -135,7 +136,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("run", help="a run folder, or the folder of a sweep")
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +155,12 @@ def _slurm_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.launch.slurm_commands import add_verbs
 
     add_verbs(parser)
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.sweeps.command import add_sweep_flags
+
+    add_sweep_flags(parser)
 
 
 # --- commands
@@ -208,9 +215,15 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    folder = Path(options.run)
+    if (folder / "sweep.yaml").exists():
+        from orpo_dist.sweeps.page import write_page
+
+        print(write_page(folder))
+        return 0
     from orpo_dist.report import write_report
 
-    print(write_report(Path(options.run)))
+    print(write_report(folder))
     return 0
 
 
@@ -255,6 +268,12 @@ def _slurm(options: argparse.Namespace) -> int:
     return run_verb(options, config_of)
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from orpo_dist.sweeps.command import run_sweep
+
+    return run_sweep(options)
+
+
 _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
@@ -264,6 +283,7 @@ _FLAGS = {
     "report": _report_flags,
     "data": _data_flags,
     "launch": _launch_flags,
+    "sweep": _sweep_flags,
     "slurm": _slurm_flags,
 }
 _RUN = {
@@ -275,5 +295,6 @@ _RUN = {
     "report": _report,
     "data": _data,
     "launch": _launch,
+    "sweep": _sweep,
     "slurm": _slurm,
 }

@@ -1,8 +1,9 @@
-"""How sure a measured share is."""
+"""How sure a measured share or mean is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -28,3 +29,23 @@ def newcombe_interval(first: tuple[int, int], second: tuple[int, int]) -> tuple[
         share - other - math.hypot(share - low, other_high - other),
         share - other + math.hypot(high - share, other - other_low),
     )
+
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; the normal one is near enough
+# beyond.
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of at least two values (Student 1908)."""
+    count = len(values)
+    assert count > 1
+    mean = sum(values) / count
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    t = T95[count - 2] if count - 2 < len(T95) else Z95
+    half = t * math.sqrt(variance / count)
+    return mean - half, mean + half

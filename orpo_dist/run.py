@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from orpo_dist.types import UserError
 logger = logging.getLogger("orpo_dist")
 
 
-def train(config: ORPOConfig) -> TrainedModel:
+def train(config: ORPOConfig, callbacks: Sequence[Any] = ()) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
+
+    callbacks: more of transformers' ``TrainerCallback``, after the run's own.
 
     Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
     handle on the trained model (on the engine's shards of it, where weights are sharded).
@@ -76,7 +79,7 @@ def train(config: ORPOConfig) -> TrainedModel:
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop)
+            handle = _train(config, folder, checkpoint, here, stop, callbacks)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -106,6 +109,7 @@ def _train(
     checkpoint: Path | None,
     here: Runtime,
     stop: StopOnSignal,
+    callbacks: Sequence[Any],
 ) -> TrainedModel:
     from transformers import set_seed
 
@@ -118,9 +122,7 @@ def _train(
     config = resolve(config, has_eval, here.world_size)
     # The text and not the path of a template: the run folder stands on its own.
     config = config.replace(chat_template=template_text(config.chat_template))
-    tokenizer = load_tokenizer(name, config)
-    limits = limits_of(config, load_model_config(name, config))
-    encoder = Encoder(tokenizer, config.chat_template, limits)
+    tokenizer, encoder = load_encoder(name, config)
     train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
     here.require_same("training data", train_pairs.digest)
     _report_data(folder, train_pairs, eval_pairs)
@@ -130,7 +132,7 @@ def _train(
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        callbacks=_callbacks(config, folder, stop),
+        callbacks=[*_callbacks(config, folder, stop), *callbacks],
     )
     config = trainer.config
     folder.write_config(config)
@@ -154,6 +156,13 @@ def _train(
             "with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's magnitudes"
         )
     return TrainedModel(trainer.model, tokenizer, config, folder.path, metrics)
+
+
+def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
+    """The tokenizer of a run, and what turns its rows into tokens."""
+    tokenizer = load_tokenizer(model, config)
+    limits = limits_of(config, load_model_config(model, config))
+    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
 
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:

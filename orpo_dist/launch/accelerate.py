@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+from orpo_dist.launch.presets import Preset
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
@@ -42,6 +43,31 @@ def main(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:  # the launcher of one process
         return _explain(0, error.returncode, "")
     return 0
+
+
+def preset_environment(preset: Preset) -> dict[str, str]:
+    """The variables by which ``accelerate launch`` tells its workers of the preset's engine.
+
+    For those that start workers otherwise, e.g. Ray, and see to rank and address themselves.
+    """
+    if preset.engine.name in ("single", "ddp"):
+        return {}
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = ["--config_file", str(preset.path), "--num_processes", "2", "--main_process_port", "0"]
+    if preset.deepspeed is not None:
+        words += ["--deepspeed_config_file", str(preset.deepspeed)]
+    options, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "-"]))
+    if preset.engine.deepspeed:
+        environment = prepare_deepspeed_cmd_env(options)[1]
+    else:
+        environment = prepare_multi_gpu_env(options)
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(("ACCELERATE_", "FSDP_"))
+    }
 
 
 def _hand_on(number: int, frame: Any) -> None:
