@@ -214,7 +214,22 @@ def _create(options: argparse.Namespace) -> int:
 
 Flags = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.ensembles.train import add_train_flags
+
+    add_train_flags(parser)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from orpo_dist.ensembles.train import run_train
+
+    return run_train(options)
+
+
 VERBS: dict[str, tuple[str, Flags, Run]] = {
+    "train": ("train members side by side, or take them from a sweep", _train_flags, _train),
     "generate": ("let members answer together", _generate_flags, _generate),
     "evaluate": ("members and what they make together, on pairs", _evaluate_flags, _evaluate),
     "soup": ("average the weights of members into one model", _soup_flags, _soup),
