@@ -180,17 +180,18 @@ def _fit(
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
             inbox.put(metrics[0])
 
+    on_gpus = worker.get("GPU", 0) > 0
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START)
     Trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ScalingConfig(
             num_workers=sweep.workers_per_trial,
-            use_gpu=worker.get("GPU", 0) > 0,
+            use_gpu=on_gpus,
             resources_per_worker=worker,
             placement_strategy=sweep.placement,
         ),
-        torch_config=TorchConfig(timeout_s=12 * 3600),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
         run_config=RunConfig(
             name=f"train-{name}",
             storage_path=str(project / "ray"),
