@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from orpo_dist.types import UserError
@@ -63,6 +64,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         return 0
     from orpo_dist.failure import say
     from orpo_dist.sweeps.driver import SweepInterrupted, sweep
+    from orpo_dist.sweeps.page import REPORT
 
     try:
         sweep(
@@ -71,6 +73,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     except SweepInterrupted as stop:
         say(str(stop))
         return stop.exit_code
+    print(Path(config.project_name).expanduser().resolve() / REPORT)
     return 0
 
 

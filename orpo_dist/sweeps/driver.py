@@ -97,17 +97,18 @@ def sweep(
 def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
     """Make the folder ready; whether there is a sweep in it to go on with.
 
-    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep.
+    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep. One
+    that has not come to a trial leaves nothing to lose.
     """
     file = project / FILE
-    if file.exists():
+    if file.exists() and read_trials(project):
         if not resume:
             raise UserError(
                 f"project_name {project}: already holds a sweep; choose another name, or go on "
                 "with --resume"
             )
         _require_same(load_sweep(file), config, project)
-    elif project.exists() and any(project.iterdir()):
+    elif not file.exists() and project.exists() and any(project.iterdir()):
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
         project.mkdir(parents=True, exist_ok=True)
@@ -145,10 +146,9 @@ def _run(
     with StopSignals() as stop:
         grid = tuner.fit()
     trials = settle_records(folder)
-    page = write_page(project)
+    write_page(project)
     for sentence in advise(read_results(project)):
         logger.info(sentence)
-    print(page)
     if stop.number is not None and not all(trial.over for trial in trials):
         code = EXIT_REQUEUE if stop.number == signal.SIGUSR1 else EXIT_INTERRUPTED
         raise SweepInterrupted(
