@@ -16,7 +16,7 @@ import pytest
 
 from orpo_dist.folder import read_metrics
 from orpo_dist.sweeps.records import Trial, read_trials
-from tests.launching import curve, finish
+from tests.launching import Process, curve, finish
 from tests.sweeps.running import WORKER, done, ray_processes, run_of, sweep, trial_named, wait_until
 
 pytest.importorskip("ray")
@@ -44,14 +44,14 @@ def write_sweep(tmp_path: Path) -> Any:
     return write
 
 
-def interrupted_with(number: signal.Signals, file: Path, project: Path) -> tuple[int, str, int]:
-    """Stop a sweep once one trial is over and another has a checkpoint: code, errors, its step."""
+def interrupted_with(number: signal.Signals, file: Path, project: Path) -> tuple[Process, str, int]:
+    """Stop a sweep once one trial is over and another has a checkpoint: it, errors, that step."""
     process = sweep(str(file))
     wait_until(lambda: half_way(project), process)
     os.kill(process.pid, number)
-    code, _, errors = finish(process, 60)
+    errors = finish(process, 60)[2]
     step = max(t.step for t in read_trials(project) if not t.over)
-    return code, errors, step
+    return process, errors, step
 
 
 def half_way(project: Path) -> bool:
@@ -83,10 +83,10 @@ def metrics_time(project: Path, trial: Trial) -> float:
     return (project / "trials" / trial.name / "metrics.jsonl").stat().st_mtime
 
 
-def gone(word: str, before: set[int], seconds: float) -> bool:
-    """Whether no such process of Ray is left that was not there ``before``."""
+def gone(process: Process, word: str, seconds: float) -> bool:
+    """Whether no such process of the sweep's Ray is left after ``seconds`` at most."""
     deadline = time.monotonic() + seconds
-    while ray_processes(word) - before:
+    while ray_processes(process, word):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
@@ -98,11 +98,10 @@ SPACE = {"orpo_alpha": {"grid": [0.1, 0.5, 1.0, 1.5]}}
 
 def test_a_killed_driver_loses_nothing_that_is_finished(write_sweep: Any) -> None:
     file, project = write_sweep(SPACE)
-    before = ray_processes()
-    code, _, step = interrupted_with(signal.SIGKILL, file, project)
-    assert code == -signal.SIGKILL
-    assert gone(WORKER, before, 20)
-    assert gone("ray", before, 90)  # Ray's own agents take their time
+    process, _, step = interrupted_with(signal.SIGKILL, file, project)
+    assert process.returncode == -signal.SIGKILL
+    assert gone(process, WORKER, 20)
+    assert gone(process, "ray", 90)  # Ray's own agents take their time
     assert "running" in {t.status for t in read_trials(project)}  # nobody could say otherwise
     resumed(file, project, step)
 
@@ -112,8 +111,9 @@ def test_a_signal_stops_a_sweep_that_can_go_on(
     write_sweep: Any, number: signal.Signals, code: int
 ) -> None:
     file, project = write_sweep(SPACE)
-    ended, errors, step = interrupted_with(number, file, project)
-    assert ended == code
+    process, errors, step = interrupted_with(number, file, project)
+    assert process.returncode == code
+    assert not ray_processes(process)
     assert "go on with the same command and --resume" in errors and "Traceback" not in errors
     assert "interrupted" in {t.status for t in read_trials(project)}
     assert (project / "report.html").exists()
