@@ -19,7 +19,7 @@ Resources = dict[str, float]
 # Variables that decide what a run sees; machines of a cluster do not inherit them.
 PASSED_ON = (
     "ORPO_DIST_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH", "PYTHONPATH",
-    "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
+    "OMP_NUM_THREADS", "CUDA_DEVICE_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
 )  # fmt: skip
 OBJECT_STORE = 128 << 20  # bytes; only metrics and configs pass through it
 
@@ -36,6 +36,8 @@ def prepare_environment() -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if "RAY_AUTH_MODE" not in os.environ:  # and others on it may not use what we start
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # A trial has more processes than it has cores, which Ray would find worth a warning.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # run folders hold the logs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_dist.types import UserError
@@ -66,6 +67,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         return 0
     from orpo_dist.failure import say
     from orpo_dist.sweeps.driver import SweepInterrupted, sweep
+    from orpo_dist.sweeps.page import REPORT
 
     try:
         sweep(
@@ -74,6 +76,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     except SweepInterrupted as stop:
         say(str(stop))
         return stop.exit_code
+    print(Path(config.project_name).expanduser().resolve() / REPORT)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orpo_dist.config import ORPOConfig, build_config, check_settings
+from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.launch import presets
 from orpo_dist.sweeps.metrics import METRICS, find_metric, refuse_incomparable
 from orpo_dist.sweeps.space import ENGINE, OWNED, Settings, Space
@@ -160,7 +160,6 @@ class SweepConfig(BaseModel):
 
 def _check(sweep: SweepConfig) -> None:
     """``UserError`` where settings do not hold together or name what does not exist."""
-    check_settings(sweep.base, "base")
     if sweep.mode and len(sweep.mode) != len(sweep.metric):
         raise UserError(f"mode: {len(sweep.mode)} given for {len(sweep.metric)} metrics")
     space, metrics = sweep.search_space, sweep.metrics

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.folder import RunFolder
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.cluster import concurrent_trials, connect, prepare_environment
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.files import dump_sweep, load_sweep
 from orpo_dist.sweeps.page import write_page
-from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.records import Trial, folder_of, read_trials
 from orpo_dist.sweeps.refine import refined
 from orpo_dist.sweeps.results import FILE, read_results
 from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
@@ -96,17 +97,18 @@ def sweep(
 def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
     """Make the folder ready; whether there is a sweep in it to go on with.
 
-    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep.
+    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep. One
+    that has not come to a trial leaves nothing to lose.
     """
     file = project / FILE
-    if file.exists():
+    if file.exists() and read_trials(project):
         if not resume:
             raise UserError(
                 f"project_name {project}: already holds a sweep; choose another name, or go on "
                 "with --resume"
             )
         _require_same(load_sweep(file), config, project)
-    elif project.exists() and any(project.iterdir()):
+    elif not file.exists() and project.exists() and any(project.iterdir()):
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
         project.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,7 @@ def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
 def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
     """``UserError`` where going on would mix trials that are not comparable."""
     then, wanted = before.model_dump(), now.model_dump()
-    for name in set(then) - set(MAY_CHANGE):
+    for name in sorted(set(then) - set(MAY_CHANGE)):
         if name == "base":
             names = {*then["base"], *wanted["base"]} - {"project_name"}
             changed = [n for n in sorted(names) if then["base"].get(n) != wanted["base"].get(n)]
@@ -144,10 +146,9 @@ def _run(
     with StopSignals() as stop:
         grid = tuner.fit()
     trials = settle_records(folder)
-    page = write_page(project)
+    write_page(project)
     for sentence in advise(read_results(project)):
         logger.info(sentence)
-    print(page)
     if stop.number is not None and not all(trial.over for trial in trials):
         code = EXIT_REQUEUE if stop.number == signal.SIGUSR1 else EXIT_INTERRUPTED
         raise SweepInterrupted(
@@ -158,8 +159,11 @@ def _run(
 
 def forget_failures(folder: Path) -> None:
     """Let failed trials start again from their newest checkpoints."""
-    for marker in folder.glob(f"trials/*/{FAILURE}"):
-        marker.unlink()
+    for trial in read_trials(folder):
+        if trial.status == "failed":
+            (folder_of(folder, trial.name) / FAILURE).unlink(missing_ok=True)
+            trial.status, trial.why = "waiting", ""
+            trial.save(folder)
 
 
 def _tuner(
@@ -250,4 +254,5 @@ def settle_records(project: Path) -> list[Trial]:
         if not trial.over and trial.status != "interrupted":
             trial.status = "interrupted"
             trial.save(project)
+            RunFolder(folder_of(project, trial.name)).update_run(status="interrupted")
     return trials

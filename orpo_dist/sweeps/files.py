@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orpo_dist.config import ORPOConfig, read_yaml
+from orpo_dist.config import ORPOConfig, check_settings, read_yaml
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.types import UserError
 
@@ -66,7 +66,7 @@ def build_sweep(
     local = {
         name: _beside(folder, value) if name in PATHS else value for name, value in base.items()
     }
-    content["base"] = {**local, **overrides}
+    content["base"] = check_settings({**local, **overrides}, f"{where}: base")
     for name in content:
         if name not in SweepConfig.model_fields:
             raise UserError(f"{where}: {_unknown(str(name))}")

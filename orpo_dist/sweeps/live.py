@@ -82,6 +82,8 @@ class _State:
 
     def start(self, trial: Any) -> None:
         known = self._of(trial)
+        if known.over:  # Ray has forgotten its end; the trial will only report it again
+            return
         settings = self.sweep.settings_of(trial.config)
         if settings != known.settings:
             known.changes.append({"step": known.step, **settings})
@@ -91,6 +93,8 @@ class _State:
 
     def report(self, trial: Any, result: dict[str, Any]) -> None:
         known = self._of(trial)
+        if known.over:
+            return
         known.take(result)
         if result.get("finished"):
             known.status = "finished"
@@ -100,7 +104,7 @@ class _State:
     def complete(self, trial: Any) -> None:
         known = self._of(trial)
         free_placement(folder_of(self.project, known.name))
-        if known.status != "finished":
+        if not known.over:
             known.status, known.why = "stopped", self._why(known)
             run = RunFolder(folder_of(self.project, known.name))
             run.update_run(status="stopped", error=known.why)

@@ -21,8 +21,9 @@ def response_figure(results: Results, setting: str) -> Any:
         return None
     figure = _figure(9, 3.4)
     axes = figure.subplots(1, 2)
+    alone = varying(results) == [setting]  # else neighbours differ in other settings too
     for axis, metric, colour in zip(axes, ("accuracy", "perplexity"), COLOURS, strict=False):
-        _errorbars(axis, points, setting, metric, colour)
+        _errorbars(axis, points, setting, metric, "o-" if alone else "o", colour)
         if results.best is not None and setting in results.best.settings:
             axis.axvline(results.best.settings[setting], color=GREY, lw=1, ls=":")
         axis.set(xlabel=setting, ylabel=METRICS[metric].label)
@@ -32,14 +33,15 @@ def response_figure(results: Results, setting: str) -> Any:
     return figure
 
 
-def _errorbars(axis: Any, points: list[Point], setting: str, metric: str, colour: str) -> None:
+def _errorbars(
+    axis: Any, points: list[Point], setting: str, metric: str, style: str, colour: str
+) -> None:
     drawn = [(p.settings[setting], e) for p in points if (e := p.estimate(metric)) is not None]
     drawn.sort(key=lambda pair: pair[0])
     means = [e.mean for _, e in drawn]
     errors = [[e.mean - e.low for _, e in drawn], [e.high - e.mean for _, e in drawn]]
     values = [value for value, _ in drawn]
-    line = "o-" if len(set(values)) == len(values) else "o"  # other settings vary beside this one
-    axis.errorbar(values, means, errors, fmt=line, color=colour, ms=5, lw=1.2, capsize=3)
+    axis.errorbar(values, means, errors, fmt=style, color=colour, ms=5, lw=1.2, capsize=3)
 
 
 def front_figure(results: Results) -> Any:
@@ -72,7 +74,8 @@ def front_figure(results: Results) -> Any:
 
 def _short(point: Point, results: Results) -> str:
     names = varying(results)
-    return ", ".join(shown(point.settings[name]) for name in names if name in point.settings)
+    values = [point.settings[name] for name in names if name in point.settings]
+    return ", ".join(f"{v:.3g}" if isinstance(v, float) else shown(v) for v in values)
 
 
 def curves_figure(results: Results) -> Any:

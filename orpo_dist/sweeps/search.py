@@ -11,6 +11,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.driver import sweep
 from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.page import REPORT
 from orpo_dist.sweeps.results import Results, read_results
 from orpo_dist.types import UserError
 
@@ -28,7 +29,7 @@ class BestAlpha:
 
     @property
     def page(self) -> Path:
-        return self.results.project / "report.html"
+        return self.results.project / REPORT
 
 
 def find_best_alpha(

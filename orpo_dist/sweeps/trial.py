@@ -24,6 +24,7 @@ from orpo_dist.folder import (
 )
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.metrics import evaluation_metrics
+from orpo_dist.sweeps.records import RECORD, read_trial
 from orpo_dist.sweeps.worker import FAILURE, train_worker
 
 PLACE = "place.json"  # in Ray's checkpoints: where the real one lies
@@ -54,7 +55,7 @@ def run_trial(
     name = tune.get_context().get_trial_name()
     folder = project / "trials" / name
     _refuse_hopeless(folder)
-    if done := finished_report(folder):
+    if done := settled_report(folder):
         tune.report(done)
         return
     _take_over(tune.get_checkpoint(), name, folder)
@@ -81,6 +82,23 @@ def _refuse_hopeless(folder: Path) -> None:
     if failure.get("final"):
         raise TrialFailed(str(failure["reason"]))
     (folder / FAILURE).unlink(missing_ok=True)
+
+
+def settled_report(folder: Path) -> dict[str, Any] | None:
+    """What a trial that is over has to report; None for one that has to train.
+
+    A driver that was killed may have known of an end that Ray had not yet written down. Raises
+    ``TrialFailed`` where that end was a failure.
+    """
+    if done := finished_report(folder):
+        return done
+    record = read_trial(folder / RECORD)
+    if record is None or not record.over:
+        return None
+    if record.status == "failed":
+        raise TrialFailed(record.why)
+    place = {"step": record.step, "percent": record.percent, "seconds": record.seconds}
+    return {**record.metrics, **place, "finished": False}
 
 
 def finished_report(folder: Path) -> dict[str, Any] | None:
@@ -162,17 +180,18 @@ def _fit(
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
             inbox.put(metrics[0])
 
+    on_gpus = worker.get("GPU", 0) > 0
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START)
     Trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ScalingConfig(
             num_workers=sweep.workers_per_trial,
-            use_gpu=worker.get("GPU", 0) > 0,
+            use_gpu=on_gpus,
             resources_per_worker=worker,
             placement_strategy=sweep.placement,
         ),
-        torch_config=TorchConfig(timeout_s=12 * 3600),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
         run_config=RunConfig(
             name=f"train-{name}",
             storage_path=str(project / "ray"),

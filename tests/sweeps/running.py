@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -30,24 +31,27 @@ def done(process: Process, timeout: float = 400) -> str:
     return errors
 
 
-def ray_processes(word: str = "ray") -> set[int]:
-    """Process ids of everything of Ray that is alive, or of one kind of it."""
+def ray_processes(sweep: Process, word: str = "ray") -> set[int]:
+    """Process ids of everything of a sweep's own Ray that is alive, or of one kind of it.
+
+    They are all in the session that the sweep was started in, also when it is gone itself.
+    """
     found = set()
     for process in psutil.process_iter():
         try:
-            command = " ".join(process.cmdline())
+            ours = os.getsid(process.pid) == sweep.pid and process.pid != sweep.pid
             alive = process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            if ours and alive and word in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except (psutil.Error, ProcessLookupError):
             continue
-        if alive and ("ray::" in command or "raylet" in command) and word in command:
-            found.add(process.pid)
     return found
 
 
-def first_worker(project: Path, trial: Trial) -> int | None:
+def first_worker(project: Path, trial: Trial, sweep: Process) -> int | None:
     """The process of rank 0 of a running trial: it has the trial's log open."""
     log = str(project / "trials" / trial.name / "log.txt")
-    for pid in ray_processes(WORKER):
+    for pid in ray_processes(sweep, WORKER):
         try:
             if any(file.path == log for file in psutil.Process(pid).open_files()):
                 return pid

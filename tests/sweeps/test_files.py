@@ -51,7 +51,7 @@ def test_the_smoke_sweep_finds_its_model_from_anywhere(
     monkeypatch.chdir(tmp_path)
     base = load_sweep(ROOT / "sweeps" / "smoke.yaml").base
     assert Path(base["model"], "config.json").is_file()
-    assert Path(base["valid_data_path"]).is_file()
+    assert Path(base["valid_data_path"][0]).is_file()
 
 
 def test_a_sweep_is_read_back_as_it_was_written(tmp_path: Path) -> None:

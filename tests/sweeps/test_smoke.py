@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orpo_dist.sweeps.records import Trial, read_trials
-from tests.launching import curve, launched, run
+from tests.launching import Process, curve, finish, launched, run
 from tests.sweeps.running import (
     WORKER,
     done,
@@ -31,31 +31,30 @@ pytest.importorskip("ray")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """``orpo-dist sweep sweeps/smoke.yaml``, watched; its folder."""
     folder = tmp_path_factory.mktemp("sweeps") / "smoke"
-    before = ray_processes()
     process = sweep("sweeps/smoke.yaml", "--project-name", str(folder))
     _watch_a_stop(folder, process)
     said = done(process)
     assert "4 trials, 2 at once, each 2 × ddp with 0.5 CPU" in said
-    assert not ray_processes() - before, "processes were left behind"
+    assert not ray_processes(process), "processes were left behind"
     yield folder
 
 
-def _watch_a_stop(folder: Path, process: object) -> None:
+def _watch_a_stop(folder: Path, process: Process) -> None:
     """The first trial that is stopped early frees both its workers within seconds."""
 
     def two_running() -> bool:
         trials = [t for t in read_trials(folder) if t.status == "running" and t.step]
-        return len(trials) == 2 and len(ray_processes(WORKER)) == 4
+        return len(trials) == 2 and len(ray_processes(process, WORKER)) == 4
 
     def stopped() -> list[Trial]:
         return [t for t in read_trials(folder) if t.status == "stopped"]
 
-    wait_until(two_running, process)  # type: ignore[arg-type]
-    workers = ray_processes(WORKER)
-    wait_until(stopped, process)  # type: ignore[arg-type]
-    workers |= ray_processes(WORKER)
+    wait_until(two_running, process)
+    workers = ray_processes(process, WORKER)
+    wait_until(stopped, process)
+    workers |= ray_processes(process, WORKER)
     began = time.monotonic()
-    wait_until(lambda: len(workers & ray_processes(WORKER)) <= 2, process, 10)  # type: ignore[arg-type]
+    wait_until(lambda: len(workers & ray_processes(process, WORKER)) <= 2, process, 10)
     assert time.monotonic() - began < 10
 
 
@@ -111,21 +110,15 @@ def test_ray_keeps_no_weights(project: Path) -> None:
 
 
 def test_a_sweep_that_is_over_is_not_run_again(project: Path) -> None:
-    code, _, errors = finish_of("sweeps/smoke.yaml", "--project-name", str(project))
+    code, _, errors = finish(sweep("sweeps/smoke.yaml", "--project-name", str(project)))
     assert code == 2 and "already holds a sweep" in errors
-
-
-def finish_of(*words: str) -> tuple[int, str, str]:
-    from tests.launching import finish
-
-    return finish(sweep(*words))
 
 
 def test_a_killed_worker_costs_its_trial_nothing_but_time(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = sweep("smoke", "--project-name", str(folder), "--max-concurrent-trials", "1",
                     "--max-steps", "60", "--eval-steps", "6")  # fmt: skip
-    killed = wait_until(lambda: _rank_0_past(folder, 12), process)
+    killed = wait_until(lambda: _rank_0_past(folder, 12, process), process)
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: trial_named(folder, "000").status == "finished", process)
     process.send_signal(signal.SIGINT)
@@ -137,8 +130,8 @@ def test_a_killed_worker_costs_its_trial_nothing_but_time(project: Path, tmp_pat
     assert resumed == pytest.approx(undisturbed, abs=1e-4)
 
 
-def _rank_0_past(folder: Path, step: int) -> int | None:
+def _rank_0_past(folder: Path, step: int, process: Process) -> int | None:
     for trial in read_trials(folder):
         if trial.step >= step:
-            return first_worker(folder, trial)
+            return first_worker(folder, trial, process)
     return None

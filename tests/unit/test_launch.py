@@ -81,6 +81,9 @@ def test_the_wheel_holds_the_presets(tmp_path: Path) -> None:
         assert f"orpo_dist/launch/presets/{name}.yaml" in names
     for path in (ROOT / "ds_configs").glob("*.json"):
         assert f"orpo_dist/launch/ds_configs/{path.name}" in names
+    shipped = ROOT / "orpo_dist" / "sweeps" / "presets"
+    for path in shipped.rglob("*.*"):
+        assert f"orpo_dist/sweeps/presets/{path.relative_to(shipped)}" in names
 
 
 def test_a_dry_run_prints_what_would_run(
