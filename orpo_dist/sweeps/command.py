@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orpo_dist.types import UserError
+
+if TYPE_CHECKING:
+    from orpo_dist.sweeps.config import SweepConfig
 
 SETTINGS = {  # of the sweep itself, as flags
     "workers_per_trial": int, "engine": str, "max_concurrent_trials": int, "num_samples": int,
@@ -15,12 +18,18 @@ SETTINGS = {  # of the sweep itself, as flags
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a sweep, and those of a run for its base."""
-    from orpo_dist.config.flags import add_config_flags
-    from orpo_dist.sweeps.config import SweepConfig
+    """Which sweep, its flags, and those of a run for its base."""
     from orpo_dist.sweeps.files import shipped
 
     parser.add_argument("sweep", help=f"a sweep file, or one of {', '.join(shipped())}")
+    add_sweep_settings(parser)
+
+
+def add_sweep_settings(parser: argparse.ArgumentParser) -> None:
+    """All flags of a sweep but its name."""
+    from orpo_dist.config.flags import add_config_flags
+    from orpo_dist.sweeps.config import SweepConfig
+
     parser.add_argument(
         "--resume", action="store_true", help="go on with a sweep that was stopped, or start it"
     )
@@ -44,19 +53,13 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Returns the exit code; ``UserError`` for mistakes."""
-    from orpo_dist.config.flags import config_values
-    from orpo_dist.sweeps.files import dump_sweep, load_sweep
+    from orpo_dist.sweeps.files import dump_sweep
 
-    own = {
-        key.partition(".")[2]: _number(value)
-        for key, value in vars(options).items()
-        if key.startswith("sweep.")
-    }
     if options.stage < 1:
         raise UserError(f"--stage {options.stage}: stages count from 1")
     if options.retry_failed and not options.resume:
         raise UserError("--retry-failed needs --resume")
-    config = load_sweep(options.sweep, config_values(options), own)
+    config = sweep_of(options)
     if options.dry_run:
         print(dump_sweep(config), end="")
         for point in [] if config.proposes else config.points():
@@ -75,6 +78,19 @@ def run_sweep(options: argparse.Namespace) -> int:
         return stop.exit_code
     print(Path(config.project_name).expanduser().resolve() / REPORT)
     return 0
+
+
+def sweep_of(options: argparse.Namespace) -> SweepConfig:
+    """The sweep that the flags describe; ``UserError`` for mistakes."""
+    from orpo_dist.config.flags import config_values
+    from orpo_dist.sweeps.files import load_sweep
+
+    own = {
+        key.partition(".")[2]: _number(value)
+        for key, value in vars(options).items()
+        if key.startswith("sweep.")
+    }
+    return load_sweep(options.sweep, config_values(options), own)
 
 
 def _number(value: Any) -> Any:

@@ -29,9 +29,10 @@ def test_seeds_become_one_point_with_a_student_interval(tmp_path: Path) -> None:
     estimate = results.ranked[0].estimate("accuracy")
     assert estimate is not None and estimate.kind == "seeds"
     values = [0.80, 0.82, 0.81]
-    half = 4.303 * statistics.stdev(values) / math.sqrt(3)  # t of 2 degrees of freedom
+    half = 4.30265 * statistics.stdev(values) / math.sqrt(3)  # t of 2 degrees of freedom
     assert math.isclose(estimate.mean, 0.81)
-    assert math.isclose(estimate.low, 0.81 - half) and math.isclose(estimate.high, 0.81 + half)
+    assert estimate.low == pytest.approx(0.81 - half)
+    assert estimate.high == pytest.approx(0.81 + half)
     assert results.best_trial is not None and results.best_trial.name == "0.5-1"
 
 
