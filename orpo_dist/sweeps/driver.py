@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,8 @@ def _run(
     if retry_failed:
         forget_failures(folder)
     tuner = _tuner(config, folder, at_once, worker, going_on, retry_failed)
-    with StopSignals() as stop:
+    with StopSignals() as stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Tune's hints are about its own defaults
         grid = tuner.fit()
     trials = settle_records(folder)
     write_page(project)
