@@ -64,14 +64,11 @@ def train(
     Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
     SIGUSR1, with a checkpoint saved.
     """
-    if config.model is None:
-        raise UserError("model is missing: pass --model (a folder or a hub id)")
-    if not config.data_path:
-        raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
+    model = _model_of(config)
     quieten_libraries()
     here = runtime.start()
     refuse_impossible(config, here.engine)
-    config = config.replace(model=locate(config.model))
+    config = config.replace(model=locate(model))
     folder = RunFolder(config.project_name, writes=here.is_main)
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
@@ -112,6 +109,15 @@ def train(
         write_report(folder.path)
     here.wait()
     return handle
+
+
+def _model_of(config: ORPOConfig) -> str:
+    """The base model; ``UserError`` where there is none, or nothing to train it on."""
+    if config.model is None:
+        raise UserError("model is missing: pass --model (a folder or a hub id)")
+    if not config.data_path:
+        raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
+    return config.model
 
 
 def _train(

@@ -117,6 +117,17 @@ def slots(
     return sum(here // workers for here in room) if one_machine else sum(room) // workers
 
 
+def idle_share(machines: Sequence[Mapping[str, float]], at_once: int) -> Resources:
+    """What a trial's own process asks for, which only waits for its workers: some memory.
+
+    So much that about ``at_once`` fit: a scheduler that pauses trials lets others run in their
+    place, and so has to see who may run by what is free.
+    """
+    memory = sorted((machine.get("memory", 0.0) for machine in machines), reverse=True)
+    parts = [m / share for m in memory for share in range(1, at_once + 1)]
+    return {"CPU": 0, "memory": math.floor(sorted(parts, reverse=True)[at_once - 1])}
+
+
 def concurrent_trials(sweep: SweepConfig) -> tuple[int, Resources]:
     """Trials at once, and the resources of a worker; ``UserError`` if not even one can ever run."""
     machines = capacities()

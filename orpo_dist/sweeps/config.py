@@ -115,7 +115,8 @@ class SweepConfig(BaseModel):
         """Every trial's settings, seeds included, in the order of the trials; for ``proposes``,
         a sample of what may be proposed."""
         samples = 64 if self.proposes else self.num_samples
-        points = self.search_space.points(self.base, samples, self.seed)
+        population = self.scheduler_name in POPULATION  # its members may begin alike
+        points = self.search_space.points(self.base, samples, self.seed, unique=not population)
         if self.repeats == 1:
             return points
         return [{**point, "seed": seed} for point in points for seed in self.seeds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
 from orpo_dist.folder import RunFolder
 from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.cluster import concurrent_trials, connect, prepare_environment
+from orpo_dist.sweeps.cluster import (
+    capacities,
+    concurrent_trials,
+    connect,
+    idle_share,
+    prepare_environment,
+)
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.files import dump_sweep, load_sweep
 from orpo_dist.sweeps.page import write_page
@@ -37,8 +44,6 @@ MAY_CHANGE = (
     "keep_models",
 )  # fmt: skip
 STATE = "ray"  # what Ray keeps of a sweep, in the sweep's folder
-# A trial's own process only waits for its workers; Ray wants it to ask for something.
-IDLE = {"CPU": 0, "memory": 1 << 20}
 
 
 class SweepInterrupted(Exception):
@@ -143,7 +148,8 @@ def _run(
     if retry_failed:
         forget_failures(folder)
     tuner = _tuner(config, folder, at_once, worker, going_on, retry_failed)
-    with StopSignals() as stop:
+    with StopSignals() as stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Tune's hints are about its own defaults
         grid = tuner.fit()
     trials = settle_records(folder)
     write_page(project)
@@ -179,7 +185,8 @@ def _tuner(
     from orpo_dist.sweeps.live import Live
     from orpo_dist.sweeps.trial import trainable
 
-    function = tune.with_resources(trainable(config, project, worker), IDLE)
+    share = idle_share(capacities(), at_once)
+    function = tune.with_resources(trainable(config, project, worker), share)
     if going_on:
         return tune.Tuner.restore(
             str(project / STATE),
@@ -200,7 +207,7 @@ def _tuner(
             search_alg=searcher(config),
             scheduler=scheduler(config),
             num_samples=config.num_samples * config.repeats if config.proposes else 1,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=at_once if named else None,
             time_budget_s=config.time_budget,
             trial_name_creator=_namer(config, named),
             trial_dirname_creator=_namer(config, False),

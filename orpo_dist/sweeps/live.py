@@ -42,6 +42,7 @@ class Live(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         watch()
+        self.state.free_paused(trials)
         self.state.paint()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -80,8 +81,20 @@ class _State:
             self.trials[name] = Trial(name, self.sweep.settings_of(trial.config))
         return self.trials[name]
 
+    def free_paused(self, trials: list[Any]) -> None:
+        """A paused trial's process is ended without a word to callbacks."""
+        if self.sweep.scheduler_name not in PAUSING:
+            return
+        for trial in trials:
+            known = self.trials.get(str(trial))
+            if trial.status == "PAUSED" and known is not None and known.status == "running":
+                free_placement(folder_of(self.project, known.name))
+                known.status = "waiting"
+                self._keep(known, quiet=True)
+
     def start(self, trial: Any) -> None:
         known = self._of(trial)
+        free_placement(folder_of(self.project, known.name))  # of an earlier start
         if known.over:  # Ray has forgotten its end; the trial will only report it again
             return
         settings = self.sweep.settings_of(trial.config)

@@ -117,10 +117,12 @@ class Space:
                 found[parameter.name] = parameter.domain.settle(drawn[parameter.name])
         return found
 
-    def points(self, base: Mapping[str, Any], samples: int, seed: int) -> list[Settings]:
-        """Every point of the grid, ``samples`` times with new draws of what is random; no repeats.
+    def points(
+        self, base: Mapping[str, Any], samples: int, seed: int, unique: bool = True
+    ) -> list[Settings]:
+        """Every point of the grid, ``samples`` times with new draws of what is random.
 
-        The same seed gives the same points.
+        unique: leave out points that are there already. The same seed gives the same points.
         """
         rng = random.Random(seed)  # noqa: S311 (nothing secret is drawn)
         grids = [p for p in self if isinstance(p.domain, Choice) and p.domain.grid]
@@ -132,7 +134,7 @@ class Space:
                 drawn = {p.name: v for p, v in zip(grids, combination, strict=True)}
                 drawn |= {p.name: p.domain.draw(rng) for p in others}
                 point = self.settle(drawn, base)
-                if point not in found:
+                if not unique or point not in found:
                     found.append(point)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orpo_dist.sweeps import cluster
-from orpo_dist.sweeps.cluster import concurrent_trials, resources_of_worker, slots
+from orpo_dist.sweeps.cluster import concurrent_trials, idle_share, resources_of_worker, slots
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.types import UserError
 
@@ -43,6 +43,17 @@ def test_a_worker_has_a_gpu_where_there_are_any() -> None:
     assert resources_of_worker(sweep, [{"CPU": 4.0}]) == {"CPU": 1.0}
     shared = load_sweep({"space": SPACE, "resources_per_worker": {"GPU": 0.5, "CPU": 2}})
     assert resources_of_worker(shared, [DGX]) == {"CPU": 2.0, "GPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("memory", "at_once", "fit"),
+    [([10.0], 4, 4), ([10.0, 10.0], 4, 4), ([10.0, 4.0], 3, 3), ([8.0, 8.0], 3, 4), ([5.0], 1, 1)],
+)
+def test_as_many_trial_processes_fit_as_trials(memory: list[float], at_once: int, fit: int) -> None:
+    gib = 1 << 30
+    share = idle_share([{"memory": m * gib} for m in memory], at_once)
+    assert share["CPU"] == 0
+    assert sum(int(m * gib // share["memory"]) for m in memory) == fit
 
 
 def test_a_trial_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
