@@ -23,14 +23,20 @@ class Advice:
     rule: str
     finding: str
     remedy: str
+    stage: int | None = None
+
+    @property
+    def place(self) -> str:
+        """``"stage 2: "``, or nothing for a run without stages."""
+        return f"stage {self.stage}: " if self.stage else ""
 
     def __str__(self) -> str:
-        return f"{self.finding}; try {self.remedy}"
+        return f"{self.place}{self.finding}; try {self.remedy}"
 
 
 @dataclass(frozen=True)
 class History:
-    """What rules see: training lines and evaluations of the run's current stage, and the data."""
+    """What rules see: training lines and evaluations of one stage, and its data."""
 
     lines: Sequence[Mapping[str, float]]
     evaluations: Sequence[Mapping[str, float]]
@@ -81,17 +87,25 @@ class Rule:
 
 
 def advise(log: Iterable[Mapping[str, Any]], data: Mapping[str, Any] | None = None) -> list[Advice]:
-    """What the rules find in a run. log: lines of metrics.jsonl; data: data_report.json's train."""
-    entries = list(log)
-    stage = entries[-1].get("stage") if entries else None
-    entries = [entry for entry in entries if entry.get("stage") == stage]
-    history = History(
-        [entry for entry in entries if "loss/orpo" in entry],
-        [entry for entry in entries if "eval/loss" in entry],
-        data or {},
-    )
-    found = ((rule, rule.finds(history, rule.limits)) for rule in RULES)
-    return [Advice(rule.name, finding, rule.remedy) for rule, finding in found if finding]
+    """What the rules find in a run, each of its stages by itself.
+
+    log: lines of metrics.jsonl; data: data_report.json's part on the last stage's training data.
+    """
+    stages: dict[int | None, list[Mapping[str, Any]]] = {}
+    for entry in log:
+        stages.setdefault(entry.get("stage"), []).append(entry)
+    last = next(reversed(stages), None)
+    found = []
+    for stage, entries in (stages or {None: []}).items():
+        history = History(
+            [entry for entry in entries if "loss/orpo" in entry],
+            [entry for entry in entries if "eval/loss" in entry],
+            data or {} if stage == last else {},
+        )
+        for rule in RULES:
+            if finding := rule.finds(history, rule.limits):
+                found.append(Advice(rule.name, finding, rule.remedy, stage))
+    return found
 
 
 # --- what the rules look for

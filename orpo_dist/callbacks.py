@@ -29,16 +29,23 @@ def named_log(logs: dict[str, Any]) -> dict[str, float]:
 class MetricsFile(TrainerCallback):
     """Appends one JSON object per logged step to ``metrics.jsonl``."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, stage: int | None = None, first_step: int = 0):
+        """stage: of a staged run, which begins after ``first_step`` steps."""
+        self.path, self.stage, self.first_step = path, stage, first_step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """On resume, drop what was logged after the checkpoint: those steps are run again."""
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-        lines = "".join(json.dumps(line) + "\n" for line in kept if state.global_step)
+        kept = [line for line in read_metrics(self.path) if self._stays(line, state.global_step)]
+        lines = "".join(json.dumps(line) + "\n" for line in kept)
         self.path.write_text(lines, encoding="utf-8")
+
+    def _stays(self, line: dict[str, Any], done: int) -> bool:
+        """Whether a line is from before this stage, or from the ``done`` steps of it."""
+        if line.get("stage") != self.stage:
+            return line.get("stage", 0) < (self.stage or 0)
+        return done > 0 and line["step"] <= self.first_step + done
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or "train_runtime" in logs:
@@ -59,7 +66,7 @@ class AdviceLines(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log = read_metrics(self.metrics)
-        self._said = {advice.rule for advice in advise(self._log)}
+        self._said = {(advice.stage, advice.rule) for advice in advise(self._log)}
         self._next = 0.0
         self._say(state)
 
@@ -72,9 +79,9 @@ class AdviceLines(TrainerCallback):
 
     def _say(self, state: Any) -> None:
         for advice in advise(self._log, self.data):
-            if advice.rule not in self._said and state.is_world_process_zero:
+            if (advice.stage, advice.rule) not in self._said and state.is_world_process_zero:
                 logger.warning("advice: %s", advice)
-            self._said.add(advice.rule)
+            self._said.add((advice.stage, advice.rule))
 
 
 def tensorboard(folder: Path) -> TensorBoardCallback:
@@ -129,7 +136,8 @@ class ProgressLine(ProgressCallback):
         ]
         if not shown or not state.is_world_process_zero:
             return
-        line = f"{'eval ' if prefix else 'train'} {state.global_step}/{state.max_steps}  "
+        line = f"stage {logs['stage']}  " if "stage" in logs else ""
+        line += f"{'eval ' if prefix else 'train'} {state.global_step}/{state.max_steps}  "
         line += "  ".join(shown)
         if self.training_bar is not None:
             self.training_bar.write(line, file=sys.stderr)

@@ -55,6 +55,13 @@ class EngineTrainer(Trainer):
         with as_user_error(f"scheduler {self.args.lr_scheduler_type.value}"):
             return super().create_scheduler(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer, which would make a step too many on resuming after the last one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """As Trainer; a checkpoint of another model is named as such."""
         with as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):

@@ -13,9 +13,11 @@ from orpo_dist.types import UserError
 
 # What an attempt that saved no weights leaves behind.
 RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "report.html")
+STAGE = "stage-"
+DONE = "stage.json"  # in the folder of a stage that is done
 # What a run leaves behind; nothing else in the folder is ever removed.
 ARTEFACTS = (
-    *RECORDS, "checkpoint-*", "config.yaml", "config.json", "generation_config.json",
+    *RECORDS, "stage-*", "checkpoint-*", "config.yaml", "config.json", "generation_config.json",
     "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
     "special_tokens_map.json",
     "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",
@@ -52,8 +54,9 @@ class RunFolder:
                         f"project_name {self.path}: is no run folder, and its {taken.name} would "
                         "be overwritten; choose another name"
                     )
-        own = checkpoint is not None and checkpoint.resolve().parent == self.path.resolve()
-        if self.run.exists() and not own:
+        own = checkpoint is not None and self.path.resolve() in checkpoint.resolve().parents
+        goes_on = own or (config.resume_from_checkpoint == "auto" and bool(self.finished_stages()))
+        if self.run.exists() and not goes_on:
             if self._holds_work(config.resume_from_checkpoint) and not config.overwrite:
                 raise UserError(
                     f"project_name {self.path}: already holds a run; choose another name, go on "
@@ -65,7 +68,7 @@ class RunFolder:
 
     def _holds_work(self, resume: str) -> bool:
         """Whether starting anew would lose something; a failed attempt leaves nothing to lose."""
-        if self._weights() or newest_checkpoint(self.path):
+        if self._weights() or newest_checkpoint(self.path) or self.finished_stages():
             return True
         return resume != "auto" and read_json(self.run).get("status") == "running"
 
@@ -87,6 +90,33 @@ class RunFolder:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def stage(self, number: int) -> RunFolder:
+        """The folder of a stage: its checkpoints, and its weights unless it is the last."""
+        return RunFolder(self.path / f"{STAGE}{number}", self.writes)
+
+    def finished_stages(self) -> list[dict[str, Any]]:
+        """What each stage that is done has left in its stage.json, from the first on."""
+        found: list[dict[str, Any]] = []
+        while record := read_json(self.stage(len(found) + 1).path / DONE):
+            found.append(record)
+        return found
+
+    def finish_stage(self, number: int, **record: Any) -> None:
+        """Mark a stage as done; the last thing that is written of it."""
+        if self.writes:
+            write_json(self.stage(number).path / DONE, record)
+
+    def begin_stage(self, number: int, checkpoint: Path | None) -> None:
+        """Forget this stage, but for the checkpoint it goes on from, and all after it."""
+        if not self.writes:
+            return
+        for folder in self.path.glob(f"{STAGE}*"):
+            if stage_of(folder / "checkpoint-0") > number - (checkpoint is None):
+                shutil.rmtree(folder)
+        stage = self.stage(number).path
+        stage.mkdir(exist_ok=True)
+        (stage / DONE).unlink(missing_ok=True)
+
     def write_config(self, config: ORPOConfig) -> None:
         """The resolved config; ``orpo-dist train --config`` reads it back."""
         replay = config.replace(overwrite=False, resume_from_checkpoint="never")
@@ -99,10 +129,40 @@ class RunFolder:
             write_json(self.run, {**read_json(self.run), **entries})
 
 
+def training_data(reports: dict[str, Any]) -> dict[str, Any] | None:
+    """The report on the training data in data_report.json, of the last stage that has any."""
+    found = [report for name, report in reports.items() if name.rpartition(" ")[2] == "train"]
+    return found[-1] if found and isinstance(found[-1], dict) else None
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None."""
-    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The complete checkpoint with the highest step, of the last stage that has any, or None."""
+    found = [
+        path
+        for pattern in ("checkpoint-*", f"{STAGE}*/checkpoint-*")
+        for path in folder.glob(pattern)
+        if is_complete(path)
+    ]
+    return max(found, key=lambda path: (stage_of(path), _step_of(path)), default=None)
+
+
+def stage_of(checkpoint: Path) -> int:
+    """The number of the stage that a checkpoint belongs to; 0 in a run without stages."""
+    number = checkpoint.resolve().parent.name.removeprefix(STAGE)
+    return int(number) if number.isdigit() else 0
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def saved_step(folder: RunFolder) -> int:
+    """The steps that a resume would not repeat, over all stages."""
+    finished, checkpoint = folder.finished_stages(), newest_checkpoint(folder.path)
+    steps = sum(int(stage["steps"]) for stage in finished)
+    if checkpoint is None or 0 < stage_of(checkpoint) <= len(finished):
+        return steps
+    return steps + _step_of(checkpoint)
 
 
 def is_complete(checkpoint: Path) -> bool:

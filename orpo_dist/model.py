@@ -107,16 +107,32 @@ def load_policy(config: ORPOConfig) -> Any:
     assert config.model is not None
     precision = resolve_precision(config)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
+    adapter = Path(config.model) / "adapter_config.json"  # left by a stage, to be trained on
     model = load_weights(
-        config.model,
+        _base_of(adapter) if adapter.exists() else config.model,
         config,
         dtype=half if config.peft else torch.float32,
         quantization=_quantization_config(config, half),
     )
+    if adapter.exists():
+        return _go_on_with_adapter(model, adapter.parent)
     if not config.peft:
         return model
     torch.manual_seed(config.seed)  # loading draws random numbers on some engines, not on others
     return add_adapter(model, lora_config(config))
+
+
+def _base_of(adapter: Path) -> str:
+    return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _go_on_with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    with _loading("adapter", str(adapter)):
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
 
 def load_weights(
@@ -268,7 +284,6 @@ def load_trained(path: str | Path, config: ORPOConfig) -> Any:
         from peft import PeftModel
 
         with _loading("adapter", str(path)):
-            settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            base = load_weights(settings["base_model_name_or_path"], config, dtype)
+            base = load_weights(_base_of(folder / "adapter_config.json"), config, dtype)
             model = PeftModel.from_pretrained(base, str(folder.resolve()))
     return model.to(local_device()).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from orpo_dist.advice import advise
-from orpo_dist.folder import RunFolder, read_json, read_metrics
+from orpo_dist.folder import RunFolder, read_json, read_metrics, training_data
 from orpo_dist.types import UserError
 
 # Panels: title, y label, and the curves in them as (label, metric of the training log).
@@ -54,7 +54,7 @@ def write_report(folder: Path) -> Path:
         title=html.escape(f"ORPO run {folder.name}"),
         subtitle=_subtitle(state, _settings(config)),
         tiles=_tiles(log),
-        advice=_advice(log, data.get("train")),
+        advice=_advice(log, training_data(data)),
         curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
         categories=_categories(log),
         data="".join(
@@ -144,12 +144,12 @@ def _categories(log: list[dict[str, Any]]) -> str:
     )
 
 
-def _advice(log: list[dict[str, Any]], data: Any) -> str:
-    found = advise(log, data if isinstance(data, dict) else None)
+def _advice(log: list[dict[str, Any]], data: dict[str, Any] | None) -> str:
+    found = advise(log, data)
     if not found:
         return ""
     items = "".join(
-        f"<li><b>{html.escape(advice.finding)}</b>: try {html.escape(advice.remedy)}</li>"
+        f"<li><b>{html.escape(advice.place + advice.finding)}</b>: try {html.escape(advice.remedy)}</li>"
         for advice in found
     )
     return f"<h2>Advice</h2><ul>{items}</ul>"
@@ -182,9 +182,20 @@ def curves_figure(log: list[dict[str, Any]]) -> Any:
                 _curve(axis, log, name, label, colour)
             axis.set(title=title, xlabel="optimizer step", ylabel=unit)
             axis.grid(alpha=0.25)
+            for step in _stage_ends(log):
+                axis.axvline(step, color="#9ca3af", lw=1, ls=":")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _stage_ends(log: list[dict[str, Any]]) -> list[float]:
+    """The last step of every stage but the last one."""
+    ends: dict[Any, float] = {}
+    for entry in log:
+        if "stage" in entry:
+            ends[entry["stage"]] = max(entry["step"], ends.get(entry["stage"], 0))
+    return sorted(ends.values())[:-1]
 
 
 def _curve(axis: Any, log: list[dict[str, Any]], name: str, label: str, colour: str) -> None:

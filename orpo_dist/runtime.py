@@ -209,6 +209,16 @@ def _start_on_cpu(engine: Engine) -> None:
     shared["_cpu"] = False
 
 
+def forget_engine() -> None:
+    """Let the next trainer of this process set its engine up anew, in the same process group.
+
+    accelerate keeps one DeepSpeed or FSDP plugin a process, filled with the first one's settings.
+    """
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
 def leave() -> None:
     """Say goodbye to the other processes; the last thing a process does."""
     if dist.is_initialized():

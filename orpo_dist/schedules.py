@@ -13,8 +13,12 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orpo_dist.types import UserError
+
+if TYPE_CHECKING:
+    from orpo_dist.config import ORPOConfig
 
 AlphaSchedule = Callable[[float], float]
 Points = list[tuple[float, float]]
@@ -59,6 +63,17 @@ def alpha_schedule(
         return _checked(kind, most)
     points = parse_points(kind)
     return lambda progress: _between(points, progress)
+
+
+def schedule_of(config: ORPOConfig) -> AlphaSchedule:
+    """The schedule that a config asks for."""
+    return alpha_schedule(
+        config.orpo_alpha_schedule,
+        config.orpo_alpha,
+        config.orpo_alpha_start,
+        config.orpo_alpha_warmup,
+        most=1.0 if config.loss_form == "convex" else math.inf,
+    )
 
 
 def check_kind(kind: str) -> None:

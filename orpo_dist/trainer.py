@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, t
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import make_policy
 from orpo_dist.objective import orpo_loss
-from orpo_dist.schedules import alpha_schedule
+from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
@@ -49,6 +48,9 @@ class ORPOTrainer(EngineTrainer):
 
     Raises ``UserError`` for settings or data that cannot work.
     """
+
+    stage: int | None = None  # of a staged run: its number from 1, and the steps before it
+    first_step = 0
 
     def __init__(
         self,
@@ -84,13 +86,7 @@ class ORPOTrainer(EngineTrainer):
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
         self.config = config
-        self._alpha_at = alpha_schedule(
-            config.orpo_alpha_schedule,
-            config.orpo_alpha,
-            config.orpo_alpha_start,
-            config.orpo_alpha_warmup,
-            most=1.0 if config.loss_form == "convex" else math.inf,
-        )
+        self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
         super().__init__(
@@ -217,7 +213,11 @@ class ORPOTrainer(EngineTrainer):
             if sharded:
                 logger.info("max_tokens_per_microbatch auto: no limit, as weights are sharded")
             else:
-                budget = find_token_budget(self.train_plan, self._fits, self._on_all_ranks)
+                budget = find_token_budget(
+                    self.train_plan,
+                    self._fits,
+                    lambda fits: not self.runtime.agree_on_most(not fits),
+                )
                 self.train_plan = dataclasses.replace(self.train_plan, token_budget=budget)
         return super().train(*args, **kwargs)
 
@@ -232,10 +232,6 @@ class ORPOTrainer(EngineTrainer):
 
         copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
         return fits_in_memory(self.model, share, copies)
-
-    def _on_all_ranks(self, fits: bool) -> bool:
-        failed = torch.tensor(float(not fits), device=self.args.device)
-        return not self.accelerator.reduce(failed, reduction="sum").item()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""
@@ -284,10 +280,20 @@ class ORPOTrainer(EngineTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha."""
+        """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha.
+
+        Of a staged run it counts the steps of all stages, so that they make one curve.
+        """
         if "loss" in logs and self._train_means.steps:
             logs.update(self.throughput.pop())
             logs.update(self._train_means.pop(self.accelerator))
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
-        super().log(logs, start_time)
+        if self.stage is not None:
+            logs["stage"] = self.stage
+        before = self.state.global_step, self.state.max_steps
+        self.state.global_step, self.state.max_steps = (self.first_step + own for own in before)
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.state.global_step, self.state.max_steps = before

@@ -60,7 +60,7 @@ def _add_flag(heading: Any, name: str, field: FieldInfo) -> None:
             default=argparse.SUPPRESS, help=argparse.SUPPRESS,
         )  # fmt: skip
         return
-    if get_origin(field.annotation) is list or list in accepted:
+    if (get_origin(field.annotation) is list or list in accepted) and dict not in accepted:
         options |= {"nargs": "+"}
     choices += ["NUMBER"] if choices and int in accepted else []
     options["metavar"] = "|".join(sorted(choices)) or "VALUE"
@@ -82,13 +82,14 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _from_text(name: str, value: Any) -> Any:
-    """``none`` unsets what may be unset; trainer_args is a mapping in YAML or JSON."""
+    """``none`` unsets what may be unset; what holds mappings is written in YAML or JSON."""
     accepted = leaves(ORPOConfig.model_fields[name].annotation)
     if value in ("none", "null") and type(None) in accepted and not accepted & {"none", str}:
         return None
-    if name == "trainer_args":
+    if dict in accepted:
         try:
             return yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"trainer_args {value!r}: is not a YAML or JSON mapping") from error
+            what = "list of mappings" if list in accepted else "mapping"
+            raise UserError(f"{name} {value!r}: is not a YAML or JSON {what}") from error
     return value

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from orpo_dist.config.names import sentence
 from orpo_dist.config.schema import ORPOConfig
 from orpo_dist.types import UserError
 
@@ -45,7 +46,7 @@ def build_config(values: Mapping[str, Any], where: str = "") -> ORPOConfig:
     try:
         return ORPOConfig.model_validate(dict(values))
     except ValidationError as error:
-        sentences = [_sentence(problem) for problem in error.errors()]
+        sentences = [sentence(problem) for problem in error.errors()]
         raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
 
 
@@ -65,18 +66,9 @@ def check_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]
     try:
         checked = _Apart.model_validate(dict(values))
     except ValidationError as error:
-        sentences = [_sentence(problem) for problem in error.errors()]
+        sentences = [sentence(problem) for problem in error.errors()]
         raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
     return {name: getattr(checked, name) for name in values}
-
-
-def _sentence(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if not name:
-        return message
-    got = "" if "got " in message else f" (got {problem['input']!r})"
-    return f"{name}: {message[0].lower()}{message[1:]}{got}"
 
 
 def load_config(

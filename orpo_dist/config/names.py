@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 # Spellings of TRL, transformers, AutoTrain, Axolotl and LLaMA-Factory -> ours. A value may say more
 # than a name where the setting works differently here.
@@ -82,3 +83,13 @@ def explain_unknown(
         f"{unknown}: see 'orpo-dist train --help' for the names; anything else that "
         "transformers' TrainingArguments takes goes under trainer_args"
     )
+
+
+def sentence(problem: Any) -> str:
+    """A problem that pydantic found, as one sentence."""
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    got = "" if "got " in message else f" (got {problem['input']!r})"
+    return f"{name}: {message[0].lower()}{message[1:]}{got}"

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from orpo_dist import schedules
+from orpo_dist.config.checks import contradictions, stage_values
 from orpo_dist.config.names import ALIASES, explain_unknown
 
 Strategy = Literal["no", "steps", "epoch"]
@@ -111,6 +112,8 @@ class ORPOConfig(BaseModel):
     optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it")
     max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
 
+    stages: list[dict[str, Any]] | None = setting("optimisation", None, "a list of stages, each a mapping of settings that differ there (data_path, lr, epochs, orpo_alpha, ...); each goes on from the weights of the last")
+
     # --- memory and precision
     mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
     attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
@@ -203,9 +206,19 @@ class ORPOConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ORPOConfig:
-        for complaint in [*_contradictions(self), *_data_contradictions(self)]:
+        for complaint in contradictions(self):
             raise ValueError(complaint)
+        self.stage_configs()
         return self
+
+    def stage_configs(self) -> list[ORPOConfig]:
+        """The settings of every stage, in order; without ``stages`` there is one: these."""
+        if not self.stages:
+            return [self]
+        return [
+            ORPOConfig(**values)
+            for values in stage_values(self.model_dump(), self.stages, ORPOConfig)
+        ]
 
     @property
     def keeps_best(self) -> bool:
@@ -222,59 +235,6 @@ class ORPOConfig(BaseModel):
     def replace(self, **changes: Any) -> ORPOConfig:
         """A copy with ``changes``, checked like a new config."""
         return ORPOConfig(**{**self.model_dump(), **changes})
-
-
-def _contradictions(config: ORPOConfig) -> list[str]:
-    """Sentences on settings that cannot hold together (empty when all is well)."""
-    found = []
-    alphas = schedules.values(
-        config.orpo_alpha_schedule, config.orpo_alpha, config.orpo_alpha_start
-    )
-    if config.loss_form == "convex" and max(alphas, default=0) > 1:
-        found.append(
-            f"orpo_alpha is {max(alphas):g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
-        )
-    if config.quantization and not config.peft:
-        found.append(
-            f"quantization {config.quantization} freezes the base model: add peft (--peft)"
-        )
-    if config.use_dora and not config.peft:
-        found.append("use_dora needs peft (--peft)")
-    if config.merge_adapter and not config.peft:
-        found.append("merge_adapter needs peft (--peft)")
-    if config.max_seq_length and (config.max_prompt_length or 0) > config.max_seq_length - 2:
-        found.append(
-            f"max_prompt_length {config.max_prompt_length} leaves no room for an answer within "
-            f"max_seq_length {config.max_seq_length}"
-        )
-    if config.overwrite and config.resume_from_checkpoint == "auto":
-        found.append("overwrite starts anew and resume_from_checkpoint auto goes on: choose one")
-    if config.eval_strategy == "steps" and config.eval_steps is None:
-        found.append("eval_strategy steps needs eval_steps")
-    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
-        found.append("save_strategy steps needs save_steps")
-    return found
-
-
-def _data_contradictions(config: ORPOConfig) -> list[str]:
-    """The same for what is trained on, and in which order."""
-    found = []
-    if config.data_weights is not None and len(config.data_weights) != len(config.data_path):
-        found.append(
-            f"data_weights has {len(config.data_weights)} numbers for "
-            f"{len(config.data_path)} sources in data_path"
-        )
-    if config.data_weights is not None and min(config.data_weights, default=1) <= 0:
-        found.append("data_weights must all be above 0")
-    if config.curriculum_pacing == "steps" and not config.curriculum_start:
-        found.append("curriculum_pacing steps needs curriculum_start, the share of a step")
-    if config.curriculum == "files" and len(config.data_path) == 1:
-        found.append("curriculum files needs several files in data_path, the easiest first")
-    if config.data_temperature is not None and config.data_weights is not None:
-        found.append("data_temperature and data_weights both weigh the sources: choose one")
-    if config.data_temperature is not None and len(config.data_path) == 1:
-        found.append("data_temperature needs several sources in data_path")
-    return found
 
 
 def leaves(annotation: Any) -> set[Any]:

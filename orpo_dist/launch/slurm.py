@@ -24,7 +24,7 @@ from orpo_dist.exits import (
     EXIT_USER_ERROR,
     recorded_codes,
 )
-from orpo_dist.folder import RunFolder, newest_checkpoint, read_json
+from orpo_dist.folder import RunFolder, read_json, saved_step
 from orpo_dist.types import UserError
 
 
@@ -110,19 +110,13 @@ def begin(job: Job, config: ORPOConfig | None) -> list[str]:
     ours = bool(before) and state.get("started", 0) >= began  # not what an older job has left
     if ours and state.get("status") == "completed":  # only the end of the attempt was lost
         job.done.touch()
-    step = saved_step(run) if ours or (config and not config.overwrite) else 0
+    step = saved_step(run) if run and config and (ours or not config.overwrite) else 0
     if job.restarts > job.max_requeues:
         raise GaveUp(f"requeued {job.restarts} times, ORPO_MAX_REQUEUES is {job.max_requeues}")
     if run and len(before) > 1 and {line["step"] for line in before[-2:]} == {step}:
         raise GaveUp(f"two attempts have ended without a checkpoint beyond step {step}")
     job.record("begin", step=step, nodes=os.environ.get("SLURM_JOB_NODELIST"))
     return _resume_flags(config, step) if config and ours else []
-
-
-def saved_step(run: RunFolder | None) -> int:
-    """The step of the newest complete checkpoint; 0 if there is none."""
-    checkpoint = newest_checkpoint(run.path) if run else None
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _resume_flags(config: ORPOConfig, step: int) -> list[str]:

@@ -36,6 +36,8 @@ def refuse_unfit(sweep: SweepConfig) -> None:
             )
         if not config.data_path:
             raise UserError("data_path is missing: pass --data-path, or set it in base")
+        if config.stages:
+            raise UserError("stages: the trials of a sweep have none; sweep one stage at a time")
         if not held_out_paths(config)[0]:
             raise UserError(
                 "a sweep compares trials by held-out data: pass --valid-data-path or --valid-split"
@@ -51,7 +53,7 @@ def prepare_shared(sweep: SweepConfig) -> None:
     yet another way tokenises them itself.
     """
     from orpo_dist.console import quieten_libraries
-    from orpo_dist.run import load_data, load_encoder
+    from orpo_dist.stage import load_data, load_encoder
 
     quieten_libraries()
     seen = set()

@@ -129,6 +129,18 @@ def test_resume_from_something_else_is_one_sentence(tiny_model_dir: Path, tmp_pa
         train(settings(tiny_model_dir, tmp_path, resume_from_checkpoint=str(tmp_path)))
 
 
+def test_resuming_after_the_last_step_changes_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the model; 12 steps end within an epoch."""
+    train(settings(tiny_model_dir, tmp_path, **STEPS))
+    before = curve(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    train(settings(tiny_model_dir, tmp_path, resume_from_checkpoint="auto", **STEPS))
+    assert curve(tmp_path) == before
+    after = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+
 def test_auto_without_a_checkpoint_starts_afresh(tiny_model_dir: Path, tmp_path: Path) -> None:
     train(settings(tiny_model_dir, tmp_path, resume_from_checkpoint="auto"))
     assert max(curve(tmp_path)) == 4

@@ -95,10 +95,13 @@ def test_a_perfect_accuracy_that_was_learnt_is_no_fault() -> None:
     assert names(changed("rewards/accuracies", lambda p: 1.0 if p > 0.1 else 0.6)) == []
 
 
-def test_only_the_current_stage_counts() -> None:
+def test_every_stage_is_judged_by_itself() -> None:
     first = [{**line, "stage": 1} for line in changed("grad_norm", lambda p: float("nan"))]
-    assert names(first) == ["not_finite"]
-    assert names(first + [{**line, "stage": 2} for line in healthy()]) == []
+    second = [{**line, "stage": 2, "step": 20 + line["step"]} for line in healthy()]
+    cut = {"pairs": 10, "truncated": {"prompt": {"count": 6}}}
+    found = [str(advice) for advice in advise(first + second, cut)]
+    assert [line.partition(" is ")[0] for line in found[:1]] == ["stage 1: grad_norm"]
+    assert [line.partition(" are ")[0] for line in found[1:]] == ["stage 2: 6 of 10 prompts"]
 
 
 def test_the_docs_are_the_rules() -> None:

@@ -128,6 +128,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "eval_strategy": "epoch",
         "save_strategy": "no",
         "trainer_args": {"adam_beta2": 0.9},
+        "stages": [{"lr": 0.25}, {"epochs": 1}],
     }
     needed = {
         "data_weights": ["--data-path", "a"],
@@ -150,8 +151,10 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         value = 77
     else:
         value = "word"
-    words = value if isinstance(value, list) else [value]
-    words = [json.dumps(word) if isinstance(word, (dict, bool)) else str(word) for word in words]
+    words = value if isinstance(value, list) and name != "stages" else [value]
+    words = [
+        json.dumps(word) if isinstance(word, (dict, list, bool)) else str(word) for word in words
+    ]
     found = dry_run(capsys, kebab(name), *words, *needed.get(name, []))
     assert found[name] == value
     touched = {key for key, setting in found.items() if setting != ORPOConfig().model_dump()[key]}

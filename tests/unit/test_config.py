@@ -59,6 +59,7 @@ DOCUMENTED = {
     "scheduler": "cosine",
     "optimizer": "adamw_torch",
     "max_grad_norm": 1.0,
+    "stages": None,
     "mixed_precision": None,
     "attention": "auto",
     "max_tokens_per_microbatch": "auto",
