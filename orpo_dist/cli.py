@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "let a model answer prompts",
     "report": "write report.html of a run folder again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
+    "plan": "what a training will need and how to launch it, from config.json alone",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
     "slurm": "batch scripts for SLURM, and what they call",
 }
@@ -141,6 +142,12 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.audit.command import add_data_verbs
 
     add_data_verbs(parser)
+
+
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.planning.command import add_plan_flags
+
+    add_plan_flags(parser)
 
 
 def _launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +283,12 @@ def _data(options: argparse.Namespace) -> int:
     return run_audit(options)
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from orpo_dist.planning.command import run_plan
+
+    return run_plan(options)
+
+
 def _launch(options: argparse.Namespace) -> int:
     from orpo_dist.launch.flags import launch
 
@@ -316,6 +329,7 @@ _FLAGS = {
     "generate": _generate_flags,
     "report": _report_flags,
     "data": _data_flags,
+    "plan": _plan_flags,
     "launch": _launch_flags,
     "slurm": _slurm_flags,
 }
@@ -325,6 +339,7 @@ _RUN = {
     "generate": _generate,
     "report": _report,
     "data": _data,
+    "plan": _plan,
     "launch": _launch,
     "slurm": _slurm,
 }
