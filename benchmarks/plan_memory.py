@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.console import set_up_logging
+
 SHAPES = {
     "25m": (384, 1024, 8, 6, 32_000),
     "60m": (512, 1536, 12, 8, 32_000),
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--measure", default="allocated", choices=("allocated", "resident"))
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     options = parser.parse_args()
+    set_up_logging()
     rows = []
     print(f"{'case':<60}{'planned':>10}{'measured':>10}{'off by':>9}  MiB")
     for engine in options.engines:
@@ -129,7 +132,7 @@ def work(scratch: Path, case: tuple[Any, ...], measure: str) -> None:
     """One process of a training: two steps of random tokens."""
     import numpy as np
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
     from orpo_dist import ORPOConfig, ORPOTrainer, runtime
     from orpo_dist.console import quieten_libraries

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.console import count
 from orpo_dist.loading import total_steps
 from orpo_dist.trainer import ORPOTrainer
 
@@ -42,14 +43,6 @@ def _step(trainer: ORPOTrainer) -> str:
         f"{plan.global_batch} pairs, about {count(tokens // len(first))} tokens, {micro} "
         f"micro-batch{'es' * (cuts[-1] > 1)} per process"
     )
-
-
-def count(number: int) -> str:
-    """A number as a person says it: 135M."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

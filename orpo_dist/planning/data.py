@@ -38,9 +38,7 @@ class Data:
             micro_batch=len(self.lengths),
             padded=config.attention == "padded",
         )
-        whole = next(plan.in_order()).work
-        scale = global_batch / len(self.lengths)
-        return Work(*(value * scale for value in vars(whole).values()))  # type: ignore[arg-type]
+        return next(plan.in_order()).work * (global_batch / len(self.lengths))
 
     def steps(self, config: ORPOConfig, global_batch: int) -> int | None:
         if config.max_steps:
@@ -50,15 +48,14 @@ class Data:
         return math.ceil(config.epochs * math.ceil(self.pairs / global_batch))
 
 
-def stated(
-    config: ORPOConfig, hf_config: Any, typical: Lengths | None, pairs: int | None
-) -> Data:
+def stated(config: ORPOConfig, hf_config: Any, typical: Lengths | None, pairs: int | None) -> Data:
     """Without files: the typical pair as stated, the longest one that the limits let through."""
-    longest = longest_allowed(config, hf_config)
-    if typical is not None:
-        over = [t > m for t, m in zip(typical, longest, strict=True)]
-        if any(over):
-            longest = tuple(max(t, m) for t, m in zip(typical, longest, strict=True))  # type: ignore[assignment]
+    prompt, chosen, rejected = longest_allowed(config, hf_config)
+    if typical is not None:  # without limits the context may be shorter than what is stated
+        prompt, chosen, rejected = (
+            max(prompt, typical[0]), max(chosen, typical[1]), max(rejected, typical[2]),
+        )  # fmt: skip
+    longest = (prompt, chosen, rejected)
     source = "stated" if typical else "no data: every pair as long as the limits let it be"
     return Data(np.asarray([typical or longest]), longest, pairs, source)
 

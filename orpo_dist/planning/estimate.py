@@ -69,6 +69,8 @@ class Estimator:
 
         Two shallow models are traced: layers are alike, so that every further one adds the same.
         """
+        if method.quantization:  # either kind unpacks one layer's weights at a time
+            method = Method(True, "int4")
         key = (method, casts, checkpointing, pairs)
         if key not in self._traces:
             layers = self.census(method).layers

@@ -63,12 +63,12 @@ def batch_script(
     """The batch script that is shipped, with this plan's nodes, GPUs, preset and command."""
     text = Path(SCRIPTS["train"]).read_text(encoding="utf-8")
     gpus = machine.here if machine.gpu else 0
+    first = 'if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; else dry_run=; fi\n'
     changes = {
         "#SBATCH --nodes=2": f"#SBATCH --nodes={machine.machines}",
         "#SBATCH --gpus-per-node=8": f"#SBATCH --gpus-per-node={gpus}",
         "ORPO_PRESET:-zero2}": f"ORPO_PRESET:-{candidate.preset}}}",
-        "set -uo pipefail\n": f"if [ $# = 0 ]; then set -- {shlex.join(words)}; fi\n"
-        "set -uo pipefail\n",
+        first: f"{first}if [ $# = 0 ]; then set -- {shlex.join(words)}; fi\n",
     }
     if candidate.preset == "zero3_nvme":
         changes["ORPO_LAUNCH:-}"] = "ORPO_LAUNCH:---nvme-path /nvme}"

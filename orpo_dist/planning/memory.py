@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orpo_dist.console import count
 from orpo_dist.engines import Engine
 from orpo_dist.planning.census import Census
 
@@ -20,6 +21,9 @@ LIVE = 1_000_000_000  # numbers: DeepSpeed's stage3_max_live_parameters
 CONTEXT_GIB, NCCL_GIB = 0.7, 0.6
 LIBRARIES_GIB = 0.65  # a CPU process with torch and transformers, before it holds a model
 FRAGMENTED = 0.05  # of activations and buffers, which come and go
+# On a CPU the C library finds fewer of the freed blocks again once gradients lie between them;
+# measured by benchmarks/plan_memory.py --measure resident.
+FRAGMENTED_CPU, FRAGMENTED_CPU_ACCUMULATING = 0.1, 0.45
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,13 @@ def parts(census: Census, setting: Setting) -> list[Part]:
 
 def _overhead(found: list[Part], setting: Setting) -> list[Part]:
     moving = sum(p.bytes for p in found if p.name in ("activations", "buffers"))
-    fixed = LIBRARIES_GIB
-    what = "torch and transformers themselves"
+    fixed, what = LIBRARIES_GIB, "torch and transformers themselves"
+    lost = FRAGMENTED_CPU_ACCUMULATING if setting.accumulates else FRAGMENTED_CPU
     if setting.gpu:
+        lost = FRAGMENTED
         fixed, what = CONTEXT_GIB + NCCL_GIB * (setting.world > 1), "CUDA context, NCCL"
     return [
-        Part("fragmentation", FRAGMENTED * moving, f"{FRAGMENTED:.0%} of activations and buffers"),
+        Part("fragmentation", lost * moving, f"{lost:.0%} of activations and buffers: assumed"),
         Part("libraries", fixed * GIB, f"{what}: assumed"),
     ]
 
@@ -97,17 +102,17 @@ def _temporaries(census: Census, setting: Setting, share: float) -> float:
 def _replicated(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
     """single and ddp: every process holds all of it."""
     state = moments(setting.optimizer)
-    how = f"{_n(census.total)} parameters"
+    how = f"{count(census.total)} parameters"
     if census.quantised:
-        how = f"{_n(census.quantised)} × {census.quantised_bytes / census.quantised:.3g} B, "
-        how += f"{_n(census.total - census.quantised)} others"
+        how = f"{count(census.quantised)} × {census.quantised_bytes / census.quantised:.3g} B, "
+        how += f"{count(census.total - census.quantised)} others"
     states = [
         Part("weights", census.plain_bytes + census.quantised_bytes, how),
-        Part("optimizer", state * census.trains, f"{_n(census.trains)} × {state:g} B"),
+        Part("optimizer", state * census.trains, f"{count(census.trains)} × {state:g} B"),
     ]
     if setting.engine.name == "ddp":
         states.append(Part("buffers", census.grad_bytes, "DDP's buckets, as large as gradients"))
-    grads = Part("gradients", census.grad_bytes, f"{_n(census.trains)} that train")
+    grads = Part("gradients", census.grad_bytes, f"{count(census.trains)} that train")
     return states, grads, _temporaries(census, setting, census.trains)
 
 
@@ -124,20 +129,20 @@ def _zero(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
     weights = Part(
         "weights",
         census.cast_bytes / (ranks if stage == 3 else 1),
-        f"{_n(census.total)} × {census.cast_bytes / census.total:.3g} B" + cut * (stage == 3),
+        f"{count(census.total)} × {census.cast_bytes / census.total:.3g} B" + cut * (stage == 3),
         "host" if host_weights else "device",
     )
     optimizer = Part(
         "optimizer",
         state * share + (4 * share if off else 0),
-        f"{_n(census.trains)} × {state + 4 * off:g} B{cut}",
+        f"{count(census.trains)} × {state + 4 * off:g} B{cut}",
         where,
     )
     whole = stage == 1
     grads = Part(
         "gradients",
         0.0 if off else half * (census.trains if whole else share),
-        "on the host" if off else f"{_n(census.trains)} × {half} B" + cut * (not whole),
+        "on the host" if off else f"{count(census.trains)} × {half} B" + cut * (not whole),
     )
     step = 0.0 if off else 4 * share + _temporaries(census, setting, share)
     return [weights, optimizer, _zero_buffers(census, setting, stage)], grads, step
@@ -149,8 +154,7 @@ def _zero_buffers(census: Census, setting: Setting, stage: int) -> Part:
         live = min(LIVE, census.total) / census.total * census.cast_bytes
         reduce = 2 * half * min(census.trains, max(census.hidden**2, census.largest))
         return Part("buffers", live + reduce, "gathered weights (at most 1B numbers), 2 buckets")
-    bucket = BUCKET if setting.gpu else min(BUCKET, census.trains)
-    return Part("buffers", 2 * half * bucket, f"2 buckets of {_n(bucket)} × {half} B")
+    return Part("buffers", 2 * half * BUCKET, f"2 buckets of {count(BUCKET)} × {half} B")
 
 
 def _fsdp2(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
@@ -160,8 +164,8 @@ def _fsdp2(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
     where = "device" if setting.engine.offload == "none" else "host"
     held = census.plain_bytes + census.quantised_bytes
     states = [
-        Part("weights", held / ranks, f"{_n(census.total)} as loaded / {ranks}", where),
-        Part("optimizer", state * share, f"{_n(census.trains)} × {state:g} B / {ranks}", where),
+        Part("weights", held / ranks, f"{count(census.total)} as loaded / {ranks}", where),
+        Part("optimizer", state * share, f"{count(census.trains)} × {state:g} B / {ranks}", where),
         Part(
             "buffers",
             census.shared_cast_bytes
@@ -170,18 +174,11 @@ def _fsdp2(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
             "embeddings and head, 3 layers gathered, gradients of one layer",
         ),
     ]
-    grads = Part("gradients", 4 * share, f"{_n(census.trains)} × 4 B / {ranks}")
+    grads = Part("gradients", 4 * share, f"{count(census.trains)} × 4 B / {ranks}")
     if setting.accumulates:
         grads = Part(
             "gradients",
             4 * census.trains + 4 * share,
-            f"{_n(census.trains)} × 4 B whole, as they wait for the last micro-batch, and a shard",
+            f"{count(census.trains)} × 4 B whole until the last micro-batch, and a shard",
         )
     return states, grads, _temporaries(census, setting, share)
-
-
-def _n(number: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"

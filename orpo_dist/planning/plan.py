@@ -19,6 +19,8 @@ from orpo_dist.types import UserError
 
 METHODS = (Method(), Method(True), Method(True, "int8"), Method(True, "int4"))
 
+AS_FAST = 1.02  # differences below what such an estimate can tell
+
 # From simple to involved: which of two presets that cost the same is taken.
 ORDER = (
     "single", "ddp", "zero1", "zero2", "fsdp2", "zero3",
@@ -51,17 +53,21 @@ class Candidate:
         return not self.why_not
 
     @property
+    def seconds(self) -> float:
+        """Of an optimizer step; infinite where it cannot be told."""
+        return self.time.seconds if self.time else math.inf
+
+    @property
     def rank(self) -> tuple[float, int, bool]:
-        """Sorts the fastest first; the simpler one where nothing else differs."""
-        seconds = self.time.seconds if self.time else math.inf
-        return (float(f"{seconds:.4g}"), ORDER.index(self.preset), self.checkpointing)
+        """Sorts the fastest first, then by how involved the preset is."""
+        return (self.seconds, ORDER.index(self.preset), self.checkpointing)
 
 
 class Planner:
-    """Candidates on one machine for one config and its data."""
+    """Candidates on one machine for one config and its data. nvme: there is such a disk."""
 
-    def __init__(self, estimator: Estimator, data: Data, rates: Rates):
-        self.estimator, self.data, self.rates = estimator, data, rates
+    def __init__(self, estimator: Estimator, data: Data, rates: Rates, nvme: bool = False):
+        self.estimator, self.data, self.rates, self.nvme = estimator, data, rates, nvme
         self.config, self.machine = estimator.config, estimator.machine
         self.per_rank = self.config.batch_size * accumulation(self.config, self.machine.processes)
         self.global_batch = self.per_rank * self.machine.processes
@@ -79,10 +85,12 @@ class Planner:
                 yield self.candidate(method, preset, checkpointing)
 
     def _presets(self) -> list[str]:
-        if self.machine.processes == 1:
-            alone = ("single", "zero2_offload", "zero3_offload", "zero3_nvme")
-            return [name for name in presets.names() if name in alone[: 4 if self.machine.gpu else 1]]
-        return [name for name in presets.names() if name != "single"]
+        names = [name for name in presets.names() if self.nvme or name != "zero3_nvme"]
+        if not self.machine.gpu:
+            return ["single"]
+        if self.machine.processes == 1:  # nothing to share out but with the host
+            return [n for n in names if n == "single" or presets.find(n).engine.offload != "none"]
+        return [name for name in names if name != "single"]
 
     def candidate(self, method: Method, preset: str, checkpointing: bool) -> Candidate:
         """With the largest micro-batch that fits, at least one pair."""
@@ -90,21 +98,12 @@ class Planner:
             refuse_impossible(_configured(self.config, method), presets.find(preset).engine)
         except UserError as error:
             return Candidate(method, preset, checkpointing, 0, 0, 0, (), 0, 0, None, str(error))
-        most = self._most_pairs()
-        found = self._with_pairs(method, preset, checkpointing, most)
-        if found.fits or most == 1:
-            return found
-        least = self._with_pairs(method, preset, checkpointing, 1)
-        if not least.fits:
-            return least
-        good, bad = 1, most
-        best = least
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            tried = self._with_pairs(method, preset, checkpointing, middle)
-            good, bad = (middle, bad) if tried.fits else (good, middle)
-            best = tried if tried.fits else best
-        return best
+        pairs = self._most_pairs()
+        while True:
+            found = self._with_pairs(method, preset, checkpointing, pairs)
+            if found.fits or pairs == 1:
+                return found
+            pairs = pairs // 2
 
     def _most_pairs(self) -> int:
         budget = self.config.max_tokens_per_microbatch
@@ -167,5 +166,12 @@ def _configured(config: ORPOConfig, method: Method) -> ORPOConfig:
 
 
 def fastest(candidates: list[Candidate]) -> Candidate | None:
-    """The fastest that fits; None if none does."""
-    return min((c for c in candidates if c.fits), key=lambda c: c.rank, default=None)
+    """The fastest that fits, the simplest preset among those as fast; None if none fits."""
+    fitting = [c for c in candidates if c.fits]
+    if not fitting:
+        return None
+    least = min(c.seconds for c in fitting)
+    return min(
+        (c for c in fitting if c.seconds <= AS_FAST * least),
+        key=lambda c: (ORDER.index(c.preset), c.rank),
+    )

@@ -118,7 +118,7 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def quantised_weights(model: Any) -> Iterator[nn.Parameter]:
+def quantised_weights(model: Any) -> Iterator[Tensor]:
     """The weights that lie in 4 or 8 bits."""
     for module in model.modules():
         if isinstance(module, QuantisedLinear):

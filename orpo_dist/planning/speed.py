@@ -64,14 +64,14 @@ def step_time(
 ) -> StepTime:
     """work: of the step, over all ranks."""
     slower = DEQUANTISING[method.quantization]
-    mine = Work(*(value / ranks for value in vars(work).values()))  # type: ignore[arg-type]
+    mine = work * (1 / ranks)
     if rates.tokens is not None:
         computing = mine.tokens / rates.tokens
         recomputing = computing / 3 * checkpointing
     else:
         assert census.flops is not None
         computing = slower * census.flops(mine) / rates.flops
-        again = 2 * census.flops.body * mine.tokens
+        again = 2.0 * census.flops.body * mine.tokens
         again += 4 * census.flops.layers * census.flops.width * mine.seen
         recomputing = slower * again / rates.flops * checkpointing
     sent = sent_bytes(census, engine, micro_batches) * (ranks - 1) / ranks

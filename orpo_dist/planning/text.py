@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from orpo_dist.console import count
 from orpo_dist.planning.data import Data
 from orpo_dist.planning.estimate import Estimator
 from orpo_dist.planning.memory import GIB
 from orpo_dist.planning.plan import Candidate, Planner, fastest
 from orpo_dist.planning.skeleton import Method, method_of
-from orpo_dist.truth import count
 
 
 def heading(planner: Planner) -> str:
@@ -58,7 +58,9 @@ def arithmetic(candidate: Candidate, memory: float) -> str:
         where = "" if part.where == "device" else "  (on the host)"
         lines.append(f"  {part.name:<15}{part.bytes / GIB:>8.2f} GiB  {part.how}{where}")
     spare = memory - candidate.device_gib
-    lines.append(f"  {'in all':<15}{candidate.device_gib:>8.2f} GiB of {memory:g}, {spare:.1f} spare")
+    lines.append(
+        f"  {'in all':<15}{candidate.device_gib:>8.2f} GiB of {memory:g}, {spare:.1f} spare"
+    )
     return "\n".join(lines)
 
 
@@ -110,6 +112,19 @@ def others(candidates: dict[Method, list[Candidate]], asked: Method) -> str:
         best = fastest(found)
         lines.append(f"  {method!s:<11}" + (_short(best) if best else "does not fit"))
     return "\n".join(lines)
+
+
+def closest(candidates: list[Candidate]) -> str:
+    """What lacks least, where nothing fits; empty if every combination is refused."""
+    tried = [c for c in candidates if c.parts]
+    if not tried:
+        return ""
+    best = min(tried, key=lambda c: c.device_gib)
+    return f"{name_of(best)}: {best.why_not}"
+
+
+def name_of(c: Candidate) -> str:
+    return f"{c.method}, {c.preset}" + ", gradient checkpointing" * c.checkpointing
 
 
 def _short(c: Candidate) -> str:
