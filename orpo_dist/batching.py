@@ -41,6 +41,14 @@ class Work:
             self.seen + other.seen,
         )
 
+    def __mul__(self, factor: float) -> Work:
+        return Work(
+            round(self.tokens * factor),
+            round(self.scored * factor),
+            round(self.padded * factor),
+            self.seen * factor,
+        )
+
 
 @dataclass(frozen=True)
 class Step:

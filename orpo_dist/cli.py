@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "let people judge two models, blind, and count what they said",
     "report": "write report.html of a run or a sweep again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
+    "plan": "what a training will need and how to launch it, from config.json alone",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
     "sweep": "find the best alpha and learning rate: many trainings side by side, on Ray",
     "slurm": "batch scripts for SLURM, and what they call",
@@ -145,6 +146,12 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     add_data_verbs(parser)
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.planning.command import add_plan_flags
+
+    add_plan_flags(parser)
+
+
 def _launch_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.launch.flags import add_launch_flags
 
@@ -233,6 +240,12 @@ def _data(options: argparse.Namespace) -> int:
     return run_audit(options)
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from orpo_dist.planning.command import run_plan
+
+    return run_plan(options)
+
+
 def _launch(options: argparse.Namespace) -> int:
     from orpo_dist.launch.flags import launch
 
@@ -282,6 +295,7 @@ _FLAGS = {
     "compare": _compare_flags,
     "report": _report_flags,
     "data": _data_flags,
+    "plan": _plan_flags,
     "launch": _launch_flags,
     "sweep": _sweep_flags,
     "slurm": _slurm_flags,
@@ -294,6 +308,7 @@ _RUN = {
     "compare": _compare,
     "report": _report,
     "data": _data,
+    "plan": _plan,
     "launch": _launch,
     "sweep": _sweep,
     "slurm": _slurm,

@@ -29,3 +29,11 @@ def quieten_libraries() -> None:
         transformers.logging.disable_progress_bar()
     for library in ("transformers", "peft", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
+
+
+def count(number: float) -> str:
+    """A number as a person says it: 135M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"

@@ -78,7 +78,7 @@ def make_scorer(
         return padded
     core = causal_model(model)
     former = core.config._attn_implementation
-    reason = _why_not_packed(core) or _teach_packing(core)
+    reason = why_not_packed(core) or _teach_packing(core)
     if reason is None:
         reason = _failed_proof(model, pad_id)
         if reason is None:
@@ -128,7 +128,7 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _why_not_packed(core: Any) -> str | None:
+def why_not_packed(core: Any) -> str | None:
     """Why a model can be known not to pack, before trying."""
     if getattr(core, "_is_stateful", False):
         return "keeps a recurrent state, which cannot be shared between answers"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
+from orpo_dist.console import count
 from orpo_dist.loading import total_steps
 from orpo_dist.schedules import CONSTANT, NAMES
 from orpo_dist.trainer import ORPOTrainer
@@ -52,14 +53,6 @@ def _alpha(config: ORPOConfig) -> str:
         how = "" if schedule == CONSTANT else f" by {schedule}"
         return f"alpha {config.orpo_alpha:g}{how}"
     return f"alpha by {schedule}"
-
-
-def count(number: int) -> str:
-    """A number as a person says it: 135M."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

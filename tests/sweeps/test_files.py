@@ -146,6 +146,7 @@ def test_a_sweep_that_is_not_there() -> None:
         ({}, "model is missing"),
         ({"model": "m"}, "data_path is missing"),
         ({"model": "m", "data_path": ["d"]}, "compares trials by held-out data"),
+        ({"model": "m", "data_path": ["d"], "stages": [{}, {}]}, "sweep one stage at a time"),
     ],
 )
 def test_what_every_trial_needs(base: dict[str, Any], told: str) -> None:

@@ -1,0 +1,95 @@
+"""What a policy consists of: counted on the meta device, from its config.json alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
+from orpo_dist.scoring import causal_model
+from orpo_dist.throughput import ModelFlops, model_flops
+
+
+@dataclass(frozen=True)
+class Census:
+    """Numbers of parameters, and bytes where precisions are mixed.
+
+    trains, frozen: parameters; quantised: those of ``frozen`` that lie in 4 or 8 bits.
+    plain_bytes: of all weights but the quantised, as one process holds them without an engine that
+    casts. quantised_bytes: of those. grad_bytes: of the gradients of ``trains``.
+    half: bytes of a number in the computing precision (2; 4 without mixed precision).
+    block: parameters of one layer, block_trains: those that train. largest: of one tensor that
+    trains. layers: layers. flops: of a step, None where they cannot be told (experts).
+    """
+
+    trains: int
+    frozen: int
+    quantised: int
+    plain_bytes: int
+    quantised_bytes: float
+    grad_bytes: int
+    half: int
+    block: int
+    block_trains: int
+    largest: int
+    layers: int
+    hidden: int
+    flops: ModelFlops | None
+
+    @property
+    def total(self) -> int:
+        return self.trains + self.frozen
+
+    @property
+    def cast_bytes(self) -> float:
+        """All weights where the engine holds them in the computing precision."""
+        return (self.total - self.quantised) * self.half + self.quantised_bytes
+
+    @property
+    def shared_cast_bytes(self) -> float:
+        """Of what lies outside of the layers: embeddings, head, last norm."""
+        return max(0, self.total - self.layers * self.block) * self.half
+
+    @property
+    def block_cast_bytes(self) -> float:
+        """One layer in the computing precision, or in bits where it is quantised."""
+        inside = min(self.quantised, self.layers * self.block) / self.layers
+        per_number = self.quantised_bytes / self.quantised if self.quantised else 0
+        return (self.block - inside) * self.half + inside * per_number
+
+
+def take_census(hf_config: Any, config: ORPOConfig, method: Method, precision: str) -> Census:
+    """Count a policy of the given method."""
+    model = build(hf_config, config, method, precision)
+    core = causal_model(model)
+    text = hf_config.get_text_config()
+    bits = {id(weight): weight.numel() for weight in quantised_weights(model)}
+    weights = list(model.parameters())
+    training = [p for p in weights if p.requires_grad]
+    blocks = _blocks(core)
+    quantised = sum(bits.values())
+    return Census(
+        trains=sum(p.numel() for p in training),
+        frozen=sum(p.numel() for p in weights if not p.requires_grad),
+        quantised=quantised,
+        plain_bytes=sum(p.numel() * p.element_size() for p in weights if id(p) not in bits),
+        quantised_bytes=quantised * QUANTISED_BYTES.get(str(method.quantization), 0.0),
+        grad_bytes=sum(p.numel() * p.element_size() for p in training),
+        half=HALF[precision].itemsize,
+        block=max(sum(p.numel() for p in block.parameters()) for block in blocks),
+        block_trains=max(
+            sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks
+        ),
+        largest=max((p.numel() for p in training), default=0),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        flops=model_flops(core),
+    )
+
+
+def _blocks(core: Any) -> list[Any]:
+    """The layers, which FSDP2 wraps one by one; the whole model where they have no name."""
+    names = set(getattr(core, "_no_split_modules", None) or ())
+    found = [module for module in core.modules() if type(module).__name__ in names]
+    return found or [core]

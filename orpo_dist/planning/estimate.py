@@ -1,0 +1,130 @@
+"""One model on one kind of machine: memory of any preset, method and micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.launch import presets
+from orpo_dist.planning.census import Census, take_census
+from orpo_dist.planning.memory import GIB, Part, Setting, parts
+from orpo_dist.planning.skeleton import Method, method_of
+from orpo_dist.planning.trace import Lengths, micro_batch_bytes
+
+SHORT, LONGER = 2, 3  # layers that are traced; a layer more costs what the third one does
+
+
+@dataclass(frozen=True)
+class Machine:
+    """processes: over all machines, one per GPU. memory: GiB of one GPU, or of this computer.
+
+    host_memory: GiB of one machine, None where it is not known. per_machine: GPUs in one.
+    """
+
+    processes: int
+    memory: float
+    host_memory: float | None = None
+    per_machine: int = 8
+    gpu: bool = True
+
+    @property
+    def machines(self) -> int:
+        return -(-self.processes // self.per_machine)
+
+    @property
+    def here(self) -> int:
+        """Processes on one machine."""
+        return min(self.processes, self.per_machine)
+
+
+class Estimator:
+    """Memory of trainings that differ in preset, method, checkpointing and micro-batch.
+
+    longest: tokens of prompt, chosen and rejected of the longest pair: what a micro-batch is made
+    of in the worst case.
+    """
+
+    def __init__(self, hf_config: Any, config: ORPOConfig, machine: Machine, longest: Lengths):
+        self.hf_config, self.config, self.machine = hf_config, config, machine
+        self.longest = longest
+        self._censuses: dict[Method, Census] = {}
+        self._traces: dict[tuple[Any, ...], int] = {}
+
+    @cached_property
+    def precision(self) -> str:
+        """``mixed_precision``, its default filled in for the machine that is planned for."""
+        return self.config.mixed_precision or ("bf16" if self.machine.gpu else "none")
+
+    def census(self, method: Method) -> Census:
+        if method not in self._censuses:
+            self._censuses[method] = take_census(
+                self.hf_config, self.config, method, self.precision
+            )
+        return self._censuses[method]
+
+    def activations(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
+        """Bytes of a micro-batch of the ``pairs`` longest pairs beside weights and gradients.
+
+        Two shallow models are traced: layers are alike, so that every further one adds the same.
+        """
+        if method.quantization:  # either kind unpacks one layer's weights at a time
+            method = Method(True, "int4")
+        key = (method, casts, checkpointing, pairs)
+        if key not in self._traces:
+            layers = self.census(method).layers
+            depths = (SHORT, LONGER) if layers > LONGER else (layers,)
+            found = [self._trace(method, casts, checkpointing, pairs, depth) for depth in depths]
+            # Forward and backward each grow by the layer, but which is larger may change.
+            self._traces[key] = max(
+                few[-1] + (layers - depths[-1]) * (few[-1] - few[0])
+                for few in zip(*found, strict=True)
+            )
+        return self._traces[key]
+
+    def _trace(
+        self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int
+    ) -> tuple[int, int]:
+        return micro_batch_bytes(
+            self.hf_config,
+            self.config,
+            method,
+            self.precision,
+            [self.longest] * pairs,
+            layers=layers,
+            engine_casts=casts,
+            checkpointing=checkpointing,
+            gpu=self.machine.gpu,
+        )
+
+    def parts(
+        self,
+        preset: str,
+        pairs: int,
+        accumulates: bool,
+        checkpointing: bool = False,
+        method: Method | None = None,
+    ) -> list[Part]:
+        """The memory of one process with micro-batches of ``pairs`` pairs."""
+        method = method or method_of(self.config)
+        engine = presets.find(preset).engine
+        casts = (engine.deepspeed or engine.name == "fsdp2") and self.precision != "none"
+        setting = Setting(
+            engine,
+            self.machine.processes if engine.name != "single" else 1,
+            accumulates,
+            self.activations(method, casts, checkpointing, pairs),
+            self.config.optimizer,
+            self.machine.gpu,
+        )
+        return parts(self.census(method), setting)
+
+
+def device_gib(found: list[Part]) -> float:
+    return sum(part.bytes for part in found if part.where == "device") / GIB
+
+
+def host_gib(found: list[Part], machine: Machine) -> float:
+    """On one machine, for all its processes."""
+    return machine.here * sum(part.bytes for part in found if part.where == "host") / GIB

@@ -1,0 +1,81 @@
+"""The chosen plan as a command line, and as a batch script for SLURM."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.launch.slurm_commands import SCRIPTS
+from orpo_dist.planning.estimate import Machine
+from orpo_dist.planning.plan import Candidate
+
+SPARE = 1.5  # hours asked of SLURM beside the estimate's
+
+
+def train_words(
+    candidate: Candidate, config: ORPOConfig, file: str | None, given: Mapping[str, Any]
+) -> list[str]:
+    """``train …`` as the user gave it, and what the plan has decided.
+
+    file: of ``--config``. given: settings from flags, as text.
+    """
+    decided: dict[str, Any] = {"peft": candidate.method.peft}
+    decided["quantization"] = candidate.method.quantization
+    decided["gradient_checkpointing"] = candidate.checkpointing
+    if candidate.pairs < config.batch_size:
+        decided["max_tokens_per_microbatch"] = candidate.tokens
+    flags = dict(given)
+    flags |= {name: value for name, value in decided.items() if getattr(config, name) != value}
+    words = ["train"] + (["--config", file] if file else [])
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", *_texts(value)]
+    return words
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [str(item) for item in value]
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    return [{True: "true", False: "false", None: "none"}.get(value, str(value))]
+
+
+def launch_line(candidate: Candidate, machine: Machine, words: list[str]) -> str:
+    """As one would type it; RANK and FIRST stand for what differs by machine and by job."""
+    if candidate.preset == "single":
+        return shlex.join(["orpo-dist", *words])
+    line = ["orpo-dist", "launch", candidate.preset, "--num-processes", str(machine.processes)]
+    if machine.machines > 1:
+        line += ["--num-machines", str(machine.machines), "--machine-rank", "RANK"]
+        line += ["--main-process-ip", "FIRST"]
+    if candidate.preset == "zero3_nvme":
+        line += ["--nvme-path", "NVME_FOLDER"]
+    return shlex.join([*line, "--", *words])
+
+
+def batch_script(
+    candidate: Candidate, machine: Machine, words: list[str], hours: float | None
+) -> str:
+    """The batch script that is shipped, with this plan's nodes, GPUs, preset and command."""
+    text = Path(SCRIPTS["train"]).read_text(encoding="utf-8")
+    gpus = machine.here if machine.gpu else 0
+    first = 'if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; else dry_run=; fi\n'
+    changes = {
+        "#SBATCH --nodes=2": f"#SBATCH --nodes={machine.machines}",
+        "#SBATCH --gpus-per-node=8": f"#SBATCH --gpus-per-node={gpus}",
+        "ORPO_PRESET:-zero2}": f"ORPO_PRESET:-{candidate.preset}}}",
+        first: f"{first}if [ $# = 0 ]; then set -- {shlex.join(words)}; fi\n",
+    }
+    if candidate.preset == "zero3_nvme":
+        changes["ORPO_LAUNCH:-}"] = "ORPO_LAUNCH:---nvme-path /nvme}"
+    if hours is not None:
+        whole = max(1, round(hours * 1.2 + SPARE))
+        changes["#SBATCH --time=24:00:00"] = f"#SBATCH --time={whole}:00:00"
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"the batch script has changed: {old!r}"
+        text = text.replace(old, new)
+    return text

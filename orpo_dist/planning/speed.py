@@ -1,0 +1,119 @@
+"""How long a step takes, from what it computes, sends and moves to the host.
+
+Nothing overlaps here, so that times are on the long side; what they are for is comparing presets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orpo_dist.batching import Work
+from orpo_dist.engines import Engine
+from orpo_dist.planning.census import Census
+from orpo_dist.planning.skeleton import Method
+
+# The GPU that is assumed for a size of memory in GB, by its name in throughput.PEAKS.
+USUAL = {24: "RTX 4090", 40: "A100", 48: "L40S", 80: "A100", 96: "H100", 141: "H200"}
+MFU = 0.4  # of the data sheet's bf16 peak, on useful tokens
+CPU_FLOPS = 1.5e11  # two laptop cores in fp32
+
+WITHIN, BETWEEN = 150.0, 25.0  # GB/s per GPU: NVLink, and 200 Gbit/s a GPU between machines
+HOST, DISK = 20.0, 3.0  # GB/s per GPU: PCIe 4 with everyone busy, and one share of an NVMe disk
+HOST_UPDATES = 5e8  # parameters a second and process, AdamW on the host
+DEQUANTISING = {None: 1.0, "int8": 1.25, "int4": 1.3}  # of the arithmetic's time
+
+
+@dataclass(frozen=True)
+class Rates:
+    """flops: useful FLOP/s of one process. bandwidth: GB/s it sends.
+
+    tokens: a measured rate, tokens a second and process without recomputation; wins over flops.
+    source: where these come from, in words.
+    """
+
+    flops: float
+    bandwidth: float
+    tokens: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of an optimizer step by cause."""
+
+    computing: float
+    recomputing: float
+    sending: float
+    offloading: float
+    sent_gb: float
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.recomputing + self.sending + self.offloading
+
+
+def step_time(
+    census: Census,
+    method: Method,
+    engine: Engine,
+    ranks: int,
+    micro_batches: int,
+    work: Work,
+    checkpointing: bool,
+    rates: Rates,
+) -> StepTime:
+    """work: of the step, over all ranks."""
+    slower = DEQUANTISING[method.quantization]
+    mine = work * (1 / ranks)
+    if rates.tokens is not None:
+        computing = mine.tokens / rates.tokens
+        recomputing = computing / 3 * checkpointing
+    else:
+        assert census.flops is not None
+        computing = slower * census.flops(mine) / rates.flops
+        again = 2.0 * census.flops.body * mine.tokens
+        again += 4 * census.flops.layers * census.flops.width * mine.seen
+        recomputing = slower * again / rates.flops * checkpointing
+    sent = sent_bytes(census, engine, micro_batches) * (ranks - 1) / ranks
+    return StepTime(
+        computing,
+        recomputing,
+        sent / 1e9 / rates.bandwidth,
+        _offloading(census, engine, ranks, micro_batches),
+        sent / 1e9,
+    )
+
+
+def sent_bytes(census: Census, engine: Engine, micro_batches: int) -> float:
+    """What one process sends in a step, up to (N - 1) / N, as ring algorithms do.
+
+    Gradients are reduced once a step by ``ddp``, ``zero1`` and ``fsdp2``, with every micro-batch by
+    ``zero2`` and ``zero3``; the last two engines gather the weights twice for every micro-batch.
+    """
+    half, trains = census.half, census.trains
+    if engine.name == "single":
+        return 0.0
+    if engine.name == "ddp":
+        return 2.0 * census.grad_bytes
+    if engine.name == "zero1":
+        return 2.0 * half * trains
+    if engine.name == "zero2":
+        return (micro_batches + 1.0) * half * trains
+    gathered = 2.0 * micro_batches * census.cast_bytes
+    if engine.name == "zero3":
+        return gathered + micro_batches * half * trains
+    return gathered + 4.0 * trains
+
+
+def _offloading(census: Census, engine: Engine, ranks: int, micro_batches: int) -> float:
+    if engine.offload == "none":
+        return 0.0
+    share = census.trains / ranks
+    moved = census.half * share * (micro_batches + 1)
+    if engine.shards_weights:
+        moved += 2 * micro_batches * census.cast_bytes / ranks
+    seconds = moved / 1e9 / HOST + share / HOST_UPDATES
+    if engine.offload == "nvme":
+        read = 2 * micro_batches * census.cast_bytes / ranks + 2 * 12 * share
+        seconds += read / 1e9 / DISK
+    return seconds

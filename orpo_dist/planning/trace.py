@@ -1,0 +1,206 @@
+"""How much memory a micro-batch needs beside weights and gradients: found by running it.
+
+The real forward, scoring, loss and backward run over fake tensors, which have shapes and types but
+no data, while every storage is counted from the operation that makes it to the moment it is freed.
+So nothing about an architecture, an adapter or gradient checkpointing has to be known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from orpo_dist import attention, scoring, varlen
+from orpo_dist.config import ORPOConfig
+from orpo_dist.objective import orpo_loss
+from orpo_dist.planning.skeleton import HALF, Method, build
+from orpo_dist.scoring import Scorer
+from orpo_dist.types import Pair
+
+BY_MASK = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+)
+
+Lengths = tuple[int, int, int]  # tokens of prompt, chosen and rejected
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that are alive, and the most there were.
+
+    known: tensors that are not counted (weights, their gradients). chosen: how many places of a
+    mask are true, which tensors without data cannot say.
+    """
+
+    def __init__(self, known: Sequence[Tensor] = (), chosen: int = 0):
+        super().__init__()
+        self._chosen = chosen
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {x.untyped_storage()._cdata: 0 for x in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in BY_MASK:
+            args = (args[0], self._places(args[1]), *args[2:])
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
+
+    def _places(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Positions in place of boolean masks."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype != torch.bool:
+                found.append(index)
+            else:
+                found += [torch.zeros(self._chosen, dtype=torch.long) for _ in index.shape]
+        return found
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.live += self._sizes[key]
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+def micro_batch_bytes(
+    hf_config: Any,
+    config: ORPOConfig,
+    method: Method,
+    precision: str,
+    pairs: Sequence[Lengths],
+    layers: int | None = None,
+    engine_casts: bool = False,
+    checkpointing: bool = False,
+    gpu: bool = True,
+) -> tuple[int, int]:
+    """Peak bytes of one micro-batch's forward and backward pass, weights and gradients left out.
+
+    pairs: the lengths of its pairs. layers: of the model to run; default all. gpu: compute as on a
+    GPU. The rest as in ``skeleton.build``.
+    """
+    model = build(hf_config, config, method, precision, layers, engine_casts)
+    if checkpointing:
+        _checkpoint(model)
+    with FakeTensorMode(), _hardware(gpu):
+        _off_meta(model)
+        core = scoring.causal_model(model)
+        packs = config.attention != "padded" and scoring.why_not_packed(core) is None
+        scorer = scoring.adopt_scorer(
+            model, Scorer(packs, config.nll_scope, varlen=gpu and precision != "none")
+        )
+        batch = scorer.collate([_pair(lengths) for lengths in pairs])
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+        autocast = precision != "none" and not engine_casts
+        scored = sum(chosen + rejected for _, chosen, rejected in pairs)
+        if config.nll_scope == "prompt_and_completion":
+            scored += sum(prompt - 1 for prompt, _, _ in pairs)
+        with LiveBytes(list(_held(model)), scored) as count:
+            with torch.autocast("cpu", HALF[precision], enabled=autocast):
+                scores = scorer.score(model, batch)
+            loss, _ = orpo_loss(scores, 1.0, "additive", len(pairs), sum(c for _, c, _ in pairs))
+            forward, count.peak = count.peak, count.live
+            loss.backward()
+        return forward, count.peak
+
+
+def _off_meta(model: Any) -> None:
+    """Fake tensors of a CPU in place of those of the meta device, which kernels tell apart."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is not None and id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    made[id(old)] = (
+                        torch.nn.Parameter(new, old.requires_grad)
+                        if isinstance(old, torch.nn.Parameter)
+                        else new
+                    )
+                if old is not None:
+                    tensors[name] = made[id(old)]
+
+
+def _pair(lengths: Lengths) -> Pair:
+    prompt, chosen, rejected = ([1] * length for length in lengths)
+    return Pair(prompt, chosen, rejected)
+
+
+def _held(model: Any) -> Iterator[Tensor]:
+    yield from model.buffers()
+    for parameter in model.parameters():
+        yield parameter
+        if parameter.grad is not None:
+            yield parameter.grad
+
+
+def _checkpoint(model: Any) -> None:
+    settings = {"use_reentrant": False}
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    enable = enable or model.gradient_checkpointing_enable
+    enable(settings)
+
+
+@contextlib.contextmanager
+def _hardware(gpu: bool) -> Iterator[None]:
+    """On a GPU: log-probs of a whole chunk at a time, and attention in one kernel call.
+
+    The tensors stay those of a CPU, so that this works in every build of torch.
+    """
+    if not gpu:
+        yield
+        return
+
+    def dtype(query: Tensor) -> torch.dtype:
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+
+    def can_run(query: Tensor, softcap: float | None) -> bool:
+        return softcap is None and query.shape[-1] <= varlen.MAX_HEAD_DIM
+
+    import torch.nn.attention.varlen as kernels
+
+    with (
+        mock.patch.object(scoring, "BLOCK_BYTES", 2**62),
+        mock.patch.object(attention, "can_run", can_run),
+        mock.patch.object(varlen, "kernel_dtype", dtype),
+        mock.patch.object(kernels, "varlen_attn", _flash),
+    ):
+        yield
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return _Flash.apply(query, key, value)
+
+
+class _Flash(torch.autograd.Function):
+    """What a flash attention keeps: inputs, output and one fp32 normaliser per row and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:2]).float())
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
