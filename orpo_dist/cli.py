@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from orpo_dist.console import set_up_logging
 from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR
@@ -17,19 +18,65 @@ if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
+
+
+class Command(NamedTuple):
+    """A subcommand: its line of help, and the functions behind it as ``module:function``.
+
+    add_flags takes the subcommand's parser, run its options; both are imported when it is called.
+    """
+
+    help: str
+    add_flags: str
+    run: str
+
+
 COMMANDS = {
-    "train": "train a model on a file of preferences",
-    "evaluate": "accuracy, perplexity and margins of models, and which is better",
-    "generate": "let a model answer prompts, also beside its base, or chat",
-    "ensemble": "many models as one: average, vote, best_of, soups",
-    "compare": "let people judge two models, blind, and count what they said",
-    "report": "write report.html of a run or a sweep again",
-    "data": "what is wrong with preference data: orpo-dist data audit FILE",
-    "plan": "what a training will need and how to launch it, from config.json alone",
-    "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
-    "sweep": "find the best alpha and learning rate: many trainings side by side, on Ray",
-    "slurm": "batch scripts for SLURM, and what they call",
-}
+    "train": Command(
+        "train a model on a file of preferences",
+        "cli:add_train_flags", "cli:run_train",
+    ),
+    "evaluate": Command(
+        "accuracy, perplexity and margins of models, and which is better",
+        "evaluation.command:add_evaluate_flags", "evaluation.command:run_evaluate",
+    ),
+    "generate": Command(
+        "let a model answer prompts, also beside its base, or chat",
+        "generation.command:add_generate_flags", "generation.command:run_generate",
+    ),
+    "ensemble": Command(
+        "many models as one: average, vote, best_of, soups",
+        "ensembles.command:add_verbs", "ensembles.command:run_verb",
+    ),
+    "compare": Command(
+        "let people judge two models, blind, and count what they said",
+        "compare.command:add_compare_flags", "compare.command:run_compare",
+    ),
+    "report": Command(
+        "write report.html of a run or a sweep again",
+        "cli:add_report_flags", "cli:run_report",
+    ),
+    "data": Command(
+        "what is wrong with preference data: orpo-dist data audit FILE",
+        "audit.command:add_data_verbs", "audit.command:run_audit",
+    ),
+    "plan": Command(
+        "what a training will need and how to launch it, from config.json alone",
+        "planning.command:add_plan_flags", "planning.command:run_plan",
+    ),
+    "launch": Command(
+        "run a command on many processes: orpo-dist launch zero2 -- train ...",
+        "launch.flags:add_launch_flags", "cli:run_launch",
+    ),
+    "sweep": Command(
+        "find the best alpha and learning rate: many trainings side by side, on Ray",
+        "sweeps.command:add_sweep_flags", "sweeps.command:run_sweep",
+    ),
+    "slurm": Command(
+        "batch scripts for SLURM, and what they call",
+        "launch.slurm_commands:add_verbs", "cli:run_slurm",
+    ),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
-    for name, text in COMMANDS.items():
+    for name, entry in COMMANDS.items():
+        text = entry.help
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
-            _FLAGS[name](command)
+            _function(entry.add_flags)(command)
     inner: list[str] = []
     if wanted == "launch" and "--" in arguments:
         cut = arguments.index("--")
@@ -59,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return EXIT_USER_ERROR
         _refuse_unknown(unknown)
-        return _RUN[options.command](options)
+        return int(_function(COMMANDS[options.command].run)(options))
     except UserError as error:
         say(f"error: {error}")
         return EXIT_USER_ERROR
@@ -69,6 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         crash(error)
         return EXIT_CRASH
+
+
+def _function(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"orpo_dist.{module}"), name)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,10 +152,10 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# --- flags
+# --- the commands that have no room of their own
 
 
-def _train_flags(parser: argparse.ArgumentParser) -> None:
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.config.flags import add_config_flags
 
     parser.add_argument(
@@ -112,68 +165,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser)
 
 
-def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.evaluation.command import add_evaluate_flags
-
-    add_evaluate_flags(parser)
-
-
-def _generate_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.generation.command import add_generate_flags
-
-    add_generate_flags(parser)
-
-
-def _ensemble_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.ensembles.command import add_verbs
-
-    add_verbs(parser)
-
-
-def _compare_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.compare.command import add_compare_flags
-
-    add_compare_flags(parser)
-
-
-def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder, or the folder of a sweep")
-
-
-def _data_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.audit.command import add_data_verbs
-
-    add_data_verbs(parser)
-
-
-def _plan_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.planning.command import add_plan_flags
-
-    add_plan_flags(parser)
-
-
-def _launch_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.launch.flags import add_launch_flags
-
-    add_launch_flags(parser)
-
-
-def _slurm_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.launch.slurm_commands import add_verbs
-
-    add_verbs(parser)
-
-
-def _sweep_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.sweeps.command import add_sweep_flags
-
-    add_sweep_flags(parser)
-
-
-# --- commands
-
-
-def _train(options: argparse.Namespace) -> int:
+def run_train(options: argparse.Namespace) -> int:
     from orpo_dist.config import dump_config, load_config
     from orpo_dist.config.flags import config_values
 
@@ -197,31 +189,11 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from orpo_dist.evaluation.command import run_evaluate
-
-    return run_evaluate(options)
+def add_report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder, or the folder of a sweep")
 
 
-def _generate(options: argparse.Namespace) -> int:
-    from orpo_dist.generation.command import run_generate
-
-    return run_generate(options)
-
-
-def _ensemble(options: argparse.Namespace) -> int:
-    from orpo_dist.ensembles.command import run_verb
-
-    return run_verb(options)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from orpo_dist.compare.command import run_compare
-
-    return run_compare(options)
-
-
-def _report(options: argparse.Namespace) -> int:
+def run_report(options: argparse.Namespace) -> int:
     folder = Path(options.run)
     if (folder / "sweep.yaml").exists():
         from orpo_dist.sweeps.page import write_page
@@ -234,22 +206,19 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _data(options: argparse.Namespace) -> int:
-    from orpo_dist.audit.command import run_audit
-
-    return run_audit(options)
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from orpo_dist.planning.command import run_plan
-
-    return run_plan(options)
-
-
-def _launch(options: argparse.Namespace) -> int:
+def run_launch(options: argparse.Namespace) -> int:
     from orpo_dist.launch.flags import launch
 
     return launch(options, _inner_config(options.inner))
+
+
+def run_slurm(options: argparse.Namespace) -> int:
+    from orpo_dist.launch.slurm_commands import run_verb
+
+    def config_of(line: Sequence[str]) -> ORPOConfig | None:
+        return _inner_config(list(line)) if line[0] == "train" else None
+
+    return run_verb(options, config_of)
 
 
 def _inner_config(command: list[str]) -> ORPOConfig | None:
@@ -261,7 +230,7 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
             "'orpo-dist launch zero2 -- train --config run.yaml'"
         )
     parser = _Parser(prog=f"orpo-dist {command[0]}", allow_abbrev=False)
-    _FLAGS[command[0]](parser)
+    _function(COMMANDS[command[0]].add_flags)(parser)
     options, unknown = parser.parse_known_args(command[1:])
     _refuse_unknown(unknown)
     if evaluates:
@@ -270,46 +239,3 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
     from orpo_dist.config.flags import config_values
 
     return load_config(options.config, config_values(options))
-
-
-def _slurm(options: argparse.Namespace) -> int:
-    from orpo_dist.launch.slurm_commands import run_verb
-
-    def config_of(line: Sequence[str]) -> ORPOConfig | None:
-        return _inner_config(list(line)) if line[0] == "train" else None
-
-    return run_verb(options, config_of)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from orpo_dist.sweeps.command import run_sweep
-
-    return run_sweep(options)
-
-
-_FLAGS = {
-    "train": _train_flags,
-    "evaluate": _evaluate_flags,
-    "generate": _generate_flags,
-    "ensemble": _ensemble_flags,
-    "compare": _compare_flags,
-    "report": _report_flags,
-    "data": _data_flags,
-    "plan": _plan_flags,
-    "launch": _launch_flags,
-    "sweep": _sweep_flags,
-    "slurm": _slurm_flags,
-}
-_RUN = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "generate": _generate,
-    "ensemble": _ensemble,
-    "compare": _compare,
-    "report": _report,
-    "data": _data,
-    "plan": _plan,
-    "launch": _launch,
-    "sweep": _sweep,
-    "slurm": _slurm,
-}
