@@ -287,7 +287,7 @@ def test_ctrl_c_has_its_own_exit_code(
     def interrupt(options: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._RUN, "train", interrupt)
+    monkeypatch.setattr(cli, "run_train", interrupt)
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "orpo-dist: interrupted\n"
 
