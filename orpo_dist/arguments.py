@@ -12,7 +12,7 @@ from orpo_dist.compatibility import accumulation
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
-from orpo_dist.metrics import named_metrics
+from orpo_dist.metrics import MEANS, named_metrics
 from orpo_dist.model import resolve_precision
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -72,7 +72,7 @@ def _eval_strategy(config: ORPOConfig, has_eval: bool) -> Strategy:
 def _eval_metric(name: str | None) -> str:
     """``eval/loss``, ``eval_loss`` and ``loss`` all mean the same; metrics.jsonl says ``loss``."""
     metric = (name or "loss").removeprefix("eval/").removeprefix("eval_")
-    known = ["loss", *named_metrics([0.0] * 6, 1.0, "additive")]
+    known = ["loss", *named_metrics([0.0] * len(MEANS))]
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=1, cutoff=0.3)
         guess = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from orpo_dist.curriculum import Curriculum
 from orpo_dist.dealing import attention_pairs, deal_to_micro_batches, deal_to_ranks, packing_cost
 
 FILLER = -1  # an index that stands for "no pair": keeps ranks in step with weight 0
@@ -73,6 +74,7 @@ class Plan:
     repeats: (N,) how often a pair appears in an epoch; a fraction is its chance to appear.
     hidden_size: width of the model, which sets what attention costs beside the rest.
     padded: micro-batches are padded instead of packed.
+    curriculum: orders the first epochs from easy to hard; all others are shuffled.
     """
 
     lengths: np.ndarray
@@ -85,6 +87,7 @@ class Plan:
     token_budget: int | None = None
     hidden_size: int = 2048
     padded: bool = False
+    curriculum: Curriculum | None = None
 
     @property
     def pairs_per_epoch(self) -> int:
@@ -100,16 +103,22 @@ class Plan:
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the pairs of an epoch in training order."""
         rng = np.random.default_rng([self.seed, epoch])
+        pairs = self._drawn(rng)
+        if self.curriculum is not None and epoch < self.curriculum.epochs:
+            return self.curriculum.arrange(pairs, rng)
+        return rng.permutation(pairs)
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Indices of the pairs of an epoch, in no order."""
         if self.repeats is None:
-            return rng.permutation(len(self.lengths))
+            return np.arange(len(self.lengths))
         whole = np.floor(self.repeats).astype(np.int64)
         indices = np.repeat(np.arange(len(whole)), whole)
         missing = self.pairs_per_epoch - len(indices)
         if missing > 0:
-            fraction = self.repeats - whole
-            drawn = rng.choice(len(whole), missing, replace=False, p=fraction / fraction.sum())
+            drawn = _draw(self.repeats - whole, missing, rng)
             indices = np.concatenate([indices, drawn])
-        return rng.permutation(indices)
+        return indices
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -179,6 +188,24 @@ class Plan:
         )
 
 
+def _draw(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` different indices, each with its chance, (N,) below 1, scaled to that count.
+
+    Systematic sampling: chances in a row, a point in every unit length. Unlike draws one by one it
+    keeps to the chances, and all pairs of one chance together to their share.
+    """
+    chances = chances * (count / chances.sum())
+    while (chances > 1 + 1e-9).any():
+        sure = chances >= 1
+        chances[sure] = 1
+        chances[~sure] *= (count - sure.sum()) / chances[~sure].sum()
+    mixed = rng.permutation(len(chances))
+    order = mixed[np.argsort(chances[mixed], kind="stable")]
+    ends = chances[order].cumsum()
+    points = (np.arange(count) + rng.random()) * (ends[-1] / count)
+    return order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
+
+
 def nll_token_counts(lengths: np.ndarray, nll_scope: str) -> np.ndarray:
     """Tokens that L_SFT covers in each pair, (N,).
 
@@ -193,3 +220,15 @@ def repeats_of(source_ids: np.ndarray, weights: Sequence[float] | None) -> np.nd
     if weights is None or all(weight == 1 for weight in weights):
         return None
     return np.asarray(weights, dtype=np.float64)[source_ids]
+
+
+def temperature_weights(source_ids: np.ndarray, temperature: float) -> list[float]:
+    """One weight per source that gives it a share of ``n ** (1 / temperature)`` of an epoch.
+
+    n: its pairs. 1 leaves the shares as they are; the higher, the more alike they get. The length
+    of an epoch stays the same. (T5, arXiv 1910.10683, section 3.5.2, without its artificial limit.)
+    """
+    sizes = np.bincount(source_ids).astype(np.float64)
+    shares = np.power(sizes, 1 / temperature, where=sizes > 0, out=np.zeros_like(sizes))
+    repeats = shares / shares.sum() * sizes.sum() / np.maximum(sizes, 1)
+    return [float(weight) for weight in repeats]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from orpo_dist.advice import advise
 from orpo_dist.folder import read_metrics
+
+logger = logging.getLogger("orpo_dist")
 
 
 def named_log(logs: dict[str, Any]) -> dict[str, float]:
@@ -42,6 +46,35 @@ class MetricsFile(TrainerCallback):
         entry = {"step": state.global_step, "epoch": state.epoch, **named_log(logs)}
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
+
+
+class AdviceLines(TrainerCallback):
+    """Says what the rules of ``advice`` find, each once, when a fiftieth of the run has passed."""
+
+    EVERY = 0.02
+
+    def __init__(self, metrics: Path, data: dict[str, Any]):
+        """metrics: the metrics.jsonl, whose lines from before a resume count. data: the report."""
+        self.metrics, self.data = metrics, data
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._log = read_metrics(self.metrics)
+        self._said = {advice.rule for advice in advise(self._log)}
+        self._next = 0.0
+        self._say(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        entry = {"step": state.global_step, **named_log(logs)}
+        self._log.append(entry)
+        if "eval/loss" in entry or entry.get("progress", 0.0) >= self._next:
+            self._next = entry.get("progress", self._next) + self.EVERY
+            self._say(state)
+
+    def _say(self, state: Any) -> None:
+        for advice in advise(self._log, self.data):
+            if advice.rule not in self._said and state.is_world_process_zero:
+                logger.warning("advice: %s", advice)
+            self._said.add(advice.rule)
 
 
 def tensorboard(folder: Path) -> TensorBoardCallback:

@@ -6,22 +6,43 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from orpo_dist.batching import FILLER, Plan, Step, Work, nll_token_counts, repeats_of
+from orpo_dist.batching import (
+    FILLER,
+    Plan,
+    Step,
+    Work,
+    nll_token_counts,
+    repeats_of,
+    temperature_weights,
+)
 from orpo_dist.config import ORPOConfig
+from orpo_dist.curriculum import Curriculum
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.scoring import Batch, Scorer
+from orpo_dist.types import UserError
 
 
 @dataclass(frozen=True)
 class LoadedStep:
-    """This rank's micro-batches of one step, and the counts of the whole step over all ranks."""
+    """This rank's micro-batches of one step, and the counts of the whole step over all ranks.
+
+    category_ids: of the pairs of each micro-batch, (B,) each.
+    """
 
     batches: list[Batch]
+    category_ids: list[Tensor]
     total_pairs: int
     total_nll_tokens: int
     work: Work
+
+    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
+        """The micro-batches, each with the categories of its pairs."""
+        return zip(self.batches, self.category_ids, strict=True)
 
     def __contains__(self, name: str) -> bool:
         """Trainer asks a batch for ``labels``; a planned step has its own counts."""
@@ -39,7 +60,11 @@ class StepDataset(Dataset):
 
     def __getitem__(self, step: Step) -> LoadedStep:
         batches = [self._batch(indices) for indices in step.micro_batches]
-        return LoadedStep(batches, step.total_pairs, step.total_nll_tokens, step.work)
+        ids = [
+            torch.from_numpy(self.pairs.category_ids[list(indices)]).long()  # filler weighs nothing
+            for indices in step.micro_batches
+        ]
+        return LoadedStep(batches, ids, step.total_pairs, step.total_nll_tokens, step.work)
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
@@ -84,6 +109,9 @@ def make_plan(
 ) -> Plan:
     """The step plan of a run over ``pairs``; ``auto`` for the token budget is yet to be found."""
     budget = config.max_tokens_per_microbatch
+    weights = config.data_weights
+    if config.data_temperature is not None:
+        weights = temperature_weights(pairs.source_ids, config.data_temperature)
     return Plan(
         lengths=pairs.lengths,
         nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
@@ -91,10 +119,35 @@ def make_plan(
         micro_batch=config.batch_size,
         world_size=world_size,
         seed=config.seed,
-        repeats=repeats_of(pairs.source_ids, config.data_weights),
+        repeats=repeats_of(pairs.source_ids, weights),
         token_budget=budget if isinstance(budget, int) else None,
         hidden_size=hidden_size,
         padded=padded,
+        curriculum=make_curriculum(config, pairs),
+    )
+
+
+def make_curriculum(config: ORPOConfig, pairs: PairDataset) -> Curriculum | None:
+    """The order of the first epochs that a config asks for; None: shuffled."""
+    if config.curriculum is None:
+        return None
+    known = {
+        "length": pairs.lengths[:, 1:].sum(1),
+        "files": pairs.source_ids,
+        "difficulty": pairs.difficulty,
+        "margin": pairs.difficulty,
+    }
+    difficulty = known[config.curriculum]
+    if difficulty is None:
+        raise UserError(
+            f"curriculum {config.curriculum}: these pairs have no difficulty; give rows a "
+            "difficulty column, or train with train(config), which scores the base model"
+        )
+    return Curriculum(
+        np.asarray(difficulty, dtype=np.float64),
+        config.curriculum_epochs,
+        config.curriculum_pacing,
+        config.curriculum_start,
     )
 
 

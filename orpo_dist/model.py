@@ -128,7 +128,7 @@ def load_weights(
     engine = runtime.start().engine.name
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
     placed = quantization is not None and engine != "zero3"
-    placement = {"device_map": {"": _local_device()}} if placed else {}
+    placement = {"device_map": {"": local_device()}} if placed else {}
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             locate(model),
@@ -164,7 +164,8 @@ def _loading(what: str, model: str) -> Iterator[None]:
         raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error
 
 
-def _local_device() -> str | int:
+def local_device() -> str | int:
+    """Where this process computes."""
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
@@ -270,4 +271,4 @@ def load_trained(path: str | Path, config: ORPOConfig) -> Any:
             settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
             base = load_weights(settings["base_model_name_or_path"], config, dtype)
             model = PeftModel.from_pretrained(base, str(folder.resolve()))
-    return model.to(_local_device()).eval()
+    return model.to(local_device()).eval()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from orpo_dist.advice import advise
 from orpo_dist.folder import RunFolder, read_json, read_metrics
 from orpo_dist.types import UserError
 
@@ -34,8 +35,8 @@ svg {{ max-width: 100%; height: auto }} pre {{ background: #f3f4f6; padding: .8r
 </style>
 <h1>{title}</h1><p>{subtitle}</p>
 <div class="tiles">{tiles}</div>
-<h2>Curves</h2>{curves}
-<h2>Data</h2>{data}
+{advice}<h2>Curves</h2>{curves}
+{categories}<h2>Data</h2>{data}
 <h2>Settings</h2><pre>{config}</pre>
 </html>
 """
@@ -53,7 +54,9 @@ def write_report(folder: Path) -> Path:
         title=html.escape(f"ORPO run {folder.name}"),
         subtitle=_subtitle(state, _settings(config)),
         tiles=_tiles(log),
+        advice=_advice(log, data.get("train")),
         curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
+        categories=_categories(log),
         data="".join(
             _data_table(name, part) for name, part in data.items() if isinstance(part, dict)
         ),
@@ -105,6 +108,51 @@ def _tiles(log: list[dict[str, Any]]) -> str:
             where = "held-out " if evaluations else "training "
             tiles.append(f'<div class="tile"><b>{shown}</b><span>{where}{label}</span></div>')
     return "".join(tiles)
+
+
+def _categories(log: list[dict[str, Any]]) -> str:
+    """First and last figures of every category, of evaluations where there are any."""
+    held_out = [
+        {k[5:]: v for k, v in e.items() if k[:5] == "eval/"} for e in log if "eval/loss" in e
+    ]
+    entries = held_out or log
+    names = sorted({key[6:] for entry in entries for key in entry if key.startswith("pairs/")})
+    if not names:
+        return ""
+    columns = (
+        ("preference accuracy", "rewards/accuracies", "{:.1%}"),
+        ("margin, nats per token", "logps/margins", "{:+.3f}"),
+        ("NLL, nats per token", "loss/sft", "{:.3f}"),
+    )
+    head = "".join(f"<th>{label}</th>" for label, _, _ in columns)
+    rows = []
+    for name in names:
+        mine = [entry for entry in entries if f"pairs/{name}" in entry]
+        ends = (mine[0], mine[-1]) if len(mine) > 1 else mine
+        cells = [
+            " → ".join(form.format(entry[f"{metric}/{name}"]) for entry in ends)
+            for _, metric, form in columns
+        ]
+        pairs = f"{mine[-1][f'pairs/{name}']:.0f}"
+        values = "".join(f"<td>{cell}</td>" for cell in (pairs, *cells))
+        rows.append(f"<tr><th>{html.escape(name)}</th>{values}</tr>")
+    which = "held-out" if held_out else "training, first and last log line"
+    return (
+        f"<h2>Categories ({which})</h2><table><tr><th></th><th>pairs</th>{head}</tr>"
+        + "".join(rows)
+        + "</table>"
+    )
+
+
+def _advice(log: list[dict[str, Any]], data: Any) -> str:
+    found = advise(log, data if isinstance(data, dict) else None)
+    if not found:
+        return ""
+    items = "".join(
+        f"<li><b>{html.escape(advice.finding)}</b>: try {html.escape(advice.remedy)}</li>"
+        for advice in found
+    )
+    return f"<h2>Advice</h2><ul>{items}</ul>"
 
 
 def curves_svg(log: list[dict[str, Any]]) -> str:

@@ -6,14 +6,16 @@ import importlib.metadata
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from orpo_dist import runtime
+from orpo_dist.advice import advise
 from orpo_dist.arguments import loggers, resolve
-from orpo_dist.callbacks import MetricsFile, named_log, tensorboard
+from orpo_dist.callbacks import AdviceLines, MetricsFile, named_log, tensorboard
 from orpo_dist.checkpoint import check_weights, go_on_from
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
@@ -28,9 +30,10 @@ from orpo_dist.data import (
     template_text,
 )
 from orpo_dist.data.report import skip_sentence, truncation_sentences
-from orpo_dist.folder import RunFolder, write_json
+from orpo_dist.folder import RunFolder, read_json, read_metrics, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
+from orpo_dist.margins import base_margins
 from orpo_dist.model import (
     load_model_config,
     load_tokenizer,
@@ -46,8 +49,15 @@ from orpo_dist.types import UserError
 logger = logging.getLogger("orpo_dist")
 
 
-def train(config: ORPOConfig) -> TrainedModel:
+def train(
+    config: ORPOConfig,
+    callbacks: Sequence[Any] = (),
+    trainer_class: type[ORPOTrainer] = ORPOTrainer,
+) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
+
+    callbacks: more of transformers' ``TrainerCallback``, after the run's own.
+    trainer_class: a subclass with another ``compute_objective``, say.
 
     Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
     handle on the trained model (on the engine's shards of it, where weights are sharded).
@@ -76,7 +86,7 @@ def train(config: ORPOConfig) -> TrainedModel:
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop)
+            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -91,8 +101,12 @@ def train(config: ORPOConfig) -> TrainedModel:
             error=f"{type(error).__name__}: {error}",
         )
         raise
+    data = read_json(folder.data_report).get("train")
     folder.update_run(
-        status="completed", seconds=round(time.time() - started, 1), metrics=handle.metrics
+        status="completed",
+        seconds=round(time.time() - started, 1),
+        metrics=handle.metrics,
+        advice=[str(advice) for advice in advise(read_metrics(folder.metrics), data)],
     )
     if here.is_main:
         write_report(folder.path)
@@ -106,6 +120,8 @@ def _train(
     checkpoint: Path | None,
     here: Runtime,
     stop: StopOnSignal,
+    callbacks: Sequence[Any],
+    trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     from transformers import set_seed
 
@@ -118,19 +134,19 @@ def _train(
     config = resolve(config, has_eval, here.world_size)
     # The text and not the path of a template: the run folder stands on its own.
     config = config.replace(chat_template=template_text(config.chat_template))
-    tokenizer = load_tokenizer(name, config)
-    limits = limits_of(config, load_model_config(name, config))
-    encoder = Encoder(tokenizer, config.chat_template, limits)
+    tokenizer, encoder = load_encoder(name, config)
     train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
     here.require_same("training data", train_pairs.digest)
+    if config.curriculum == "margin":
+        train_pairs.difficulty = -base_margins(config, train_pairs, here)
     _report_data(folder, train_pairs, eval_pairs)
-    trainer = ORPOTrainer(
+    trainer = trainer_class(
         model=config.model,
         args=config,
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=tokenizer,
-        callbacks=_callbacks(config, folder, stop),
+        callbacks=[*_callbacks(config, folder, stop, train_pairs.report), *callbacks],
     )
     config = trainer.config
     folder.write_config(config)
@@ -156,16 +172,26 @@ def _train(
     return TrainedModel(trainer.model, tokenizer, config, folder.path, metrics)
 
 
+def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
+    """The tokenizer of a run, and what turns its rows into tokens."""
+    tokenizer = load_tokenizer(model, config)
+    limits = limits_of(config, load_model_config(model, config))
+    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
+
+
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:
     """Training pairs, and evaluation pairs where the config names any."""
-    columns = columns_of(config)
     train_pairs = prepare(
-        config.data_path, encoder, columns, config.train_split, config.strict_data
+        config.data_path,
+        encoder,
+        columns_of(config, training=True),
+        config.train_split,
+        config.strict_data,
     )
     paths, split = held_out_paths(config)
     if not paths:
         return train_pairs, None
-    return train_pairs, prepare(paths, encoder, columns, split, config.strict_data)
+    return train_pairs, prepare(paths, encoder, columns_of(config), split, config.strict_data)
 
 
 def _report_data(folder: RunFolder, train: PairDataset, valid: PairDataset | None) -> None:
@@ -200,10 +226,12 @@ def leaked_pairs(train: PairDataset, valid: PairDataset) -> int:
     return sum(key in known for key in keys(valid))
 
 
-def _callbacks(config: ORPOConfig, folder: RunFolder, stop: StopOnSignal) -> list[Any]:
+def _callbacks(
+    config: ORPOConfig, folder: RunFolder, stop: StopOnSignal, data: dict[str, Any]
+) -> list[Any]:
     from transformers import EarlyStoppingCallback
 
-    found: list[Any] = [MetricsFile(folder.metrics), stop]
+    found: list[Any] = [MetricsFile(folder.metrics), AdviceLines(folder.metrics, data), stop]
     if "tensorboard" in loggers(config):
         found.append(tensorboard(folder.tensorboard))
     if config.early_stopping_patience:

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from orpo_dist.attention import no_masks, use_packed_attention, varlen_differs
+from orpo_dist.config import ORPOConfig
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
+from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -96,6 +98,21 @@ def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     return scorer
 
 
+def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
+    """The same scorer on every rank, after a proof by one that holds the weights."""
+
+    def make() -> Scorer:
+        pad_id = tokenizer.pad_token_id or 0
+        device = torch.device("cuda") if torch.cuda.is_available() else None
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
+
+    if here.engine.name == "zero3":
+        with gathered_while_used(policy):
+            return make()
+    scorer = here.on_main(make)
+    return scorer if here.is_main else adopt_scorer(policy, scorer)
+
+
 def _takes_varlen(core: Any, device: torch.device | None) -> bool:
     device = device or core.get_output_embeddings().weight.device
     if device.type != "cuda":
@@ -156,6 +173,21 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
             orpo_varlen=orpo_batch.varlen,
         ).last_hidden_state[0]
     return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
+
+
+def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor:
+    """Log-probs (B, wanted) in fp32 or better of the last tokens of plain sequences (B, T).
+
+    packed: the model has proved that its head can be run apart from its backbone (``Scorer``).
+    """
+    core, targets = causal_model(model), ids[:, -wanted:]
+    if packed:
+        states = core.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = states[:, -wanted - 1 : -1]
+        return token_logps(core, states.flatten(0, 1), targets.flatten()).view_as(targets)
+    logits = model(input_ids=ids, use_cache=False).logits[:, -wanted - 1 : -1]
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return exact.log_softmax(-1).gather(2, targets[..., None])[..., 0]
 
 
 def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,11 +25,11 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
 from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
-from orpo_dist.metrics import RunningMeans, named_metrics, step_means
+from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import make_policy
 from orpo_dist.objective import orpo_loss
-from orpo_dist.runtime import Runtime, gathered_while_used
-from orpo_dist.scoring import Batch, Scorer, adopt_scorer, causal_model, make_scorer
+from orpo_dist.schedules import alpha_schedule
+from orpo_dist.scoring import Batch, agreed_scorer, causal_model
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
@@ -71,11 +72,10 @@ class ORPOTrainer(EngineTrainer):
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = make_policy(model, config, processing_class, peft_config)
-        self.scorer = _agreed_scorer(policy, config, processing_class, self.runtime)
+        self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
-        train_pairs, eval_pairs = (
-            as_pairs(rows, encoder, config) for rows in (train_dataset, eval_dataset)
-        )
+        train_pairs = as_pairs(train_dataset, encoder, config, training=True)
+        eval_pairs = as_pairs(eval_dataset, encoder, config)
         self._hidden_size = policy.config.get_text_config().hidden_size
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
@@ -84,7 +84,15 @@ class ORPOTrainer(EngineTrainer):
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
         self.config = config
-        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._alpha_at = alpha_schedule(
+            config.orpo_alpha_schedule,
+            config.orpo_alpha,
+            config.orpo_alpha_start,
+            config.orpo_alpha_warmup,
+            most=1.0 if config.loss_form == "convex" else math.inf,
+        )
+        self.orpo_alpha = self._alpha_at(1.0)
+        self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
         super().__init__(
             model=policy,
             args=training_args,
@@ -132,9 +140,9 @@ class ORPOTrainer(EngineTrainer):
                 limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
-        plan = self._plan(
-            self.config.replace(gradient_accumulation=1, data_weights=None), pairs, self.args
-        )
+        plain = {"gradient_accumulation": 1, "data_weights": None}
+        plain |= {"data_temperature": None, "curriculum": None}
+        plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
         rank = self.args.process_index
@@ -158,10 +166,17 @@ class ORPOTrainer(EngineTrainer):
         return self.scorer.score(model, batch.to(self.args.device))
 
     def compute_objective(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, StepMetrics]:
-        """This micro-batch's share of the step's loss; override for another objective."""
+        """This micro-batch's share of the step's loss, and its sums; override for another.
+
+        scores: what the model says about the pairs of the micro-batch. step: ``total_pairs`` and
+        ``total_nll_tokens`` count the whole step (or the whole evaluation) over all ranks; divide
+        by them, and the loss does not depend on how the step was cut. ``self.orpo_alpha`` is the
+        alpha in force: that of this step, and in evaluations that of the run's end, so that they
+        compare. Pairs of ``scores.weight`` 0 are filler and must not count.
+        """
         return orpo_loss(
             scores,
-            self.config.orpo_alpha,
+            self.orpo_alpha,
             self.config.loss_form,
             step.total_pairs,
             step.total_nll_tokens,
@@ -179,17 +194,17 @@ class ORPOTrainer(EngineTrainer):
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
         loss = torch.zeros((), device=self.args.device)
-        for number, batch in enumerate(inputs.batches, start=1):
+        self.orpo_alpha = self._alpha_of(self.state.global_step)
+        for number, (batch, ids) in enumerate(inputs, start=1):
             last = number == len(inputs.batches)
             self.accelerator.gradient_state._set_sync_gradients(last)
             engine_syncs = last or self.is_deepspeed_enabled
             with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
                 scores = self.score(model, batch)
                 share, metrics = self.compute_objective(scores, inputs)
-                share = share * self.args.world_size
-                self.accelerator.backward(share)
-            loss += share.detach()
-            self._train_means.add(step_means(metrics, inputs.total_pairs, inputs.total_nll_tokens))
+                self.accelerator.backward(share * self.args.world_size)
+            loss += share.detach() * self.args.world_size
+            self._train_means.add(self._means(share, metrics, inputs), scores, ids)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
         return loss
@@ -213,7 +228,7 @@ class ORPOTrainer(EngineTrainer):
             batch = self.scorer.collate([self.train_dataset[index] for index in pairs])
             with self.accelerator.autocast():
                 scores = self.score(self.model.train(), batch)
-            return self.compute_objective(scores, LoadedStep([], 1, 1, Work()))[0]
+            return self.compute_objective(scores, LoadedStep([], [], 1, 1, Work()))[0]
 
         copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
         return fits_in_memory(self.model, share, copies)
@@ -228,55 +243,51 @@ class ORPOTrainer(EngineTrainer):
 
     # --- evaluation and logs
 
+    def _alpha_of(self, steps_done: int) -> float:
+        return self._alpha_at(min(1.0, steps_done / max(1, self.state.max_steps)))
+
+    def _means(self, share: Tensor, metrics: StepMetrics, step: LoadedStep) -> Tensor:
+        counts = step.total_pairs, step.total_nll_tokens
+        return step_means(share, metrics, self.orpo_alpha, *counts)
+
     def prediction_step(
         self, model: Any, inputs: LoadedStep, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """Scores an evaluation batch; keeps sums only, never logits."""
+        """Scores an evaluation batch as a part of the whole evaluation; keeps no logits."""
+        pairs, nll_tokens = self._eval_counts
+        whole = dataclasses.replace(inputs, total_pairs=pairs, total_nll_tokens=nll_tokens)
         loss = torch.zeros((), device=self.args.device)
         with torch.no_grad():
-            for batch in inputs.batches:
-                share, metrics = self.compute_objective(self.score(model, batch), inputs)
+            for batch, ids in inputs:
+                scores = self.score(model, batch)
+                share, metrics = self.compute_objective(scores, whole)
                 loss += share
-                self._eval_means.add(step_means(metrics, 1, 1))  # plain sums
+                self._eval_means.add(self._means(share, metrics, whole), scores, ids)
         return loss, None, None
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Trainer's loop, its loss replaced by means over all pairs and tokens at once."""
-        self._eval_means = RunningMeans(steps=1)
+        dataset = dataloader.dataset
+        assert isinstance(dataset, StepDataset)
+        nll_tokens = nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum()
+        self._eval_counts = len(dataset), int(nll_tokens)
+        self._eval_means = RunningMeans(dataset.pairs.categories, steps=1)
+        self.orpo_alpha = self._alpha_at(1.0)
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        dataset = dataloader.dataset
-        assert isinstance(dataset, StepDataset)
-        nll_tokens = int(nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum())
-        nll, *sums = self._eval_means.pop(self.accelerator)
-        means = [nll / nll_tokens, *(total / len(dataset) for total in sums)]
-        named = named_metrics(means, self.config.orpo_alpha, self.config.loss_form)
+        named = self._eval_means.pop(self.accelerator)
         named["loss"] = named["loss/orpo"]
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log line with the ORPO metrics of the interval added."""
+        """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha."""
         if "loss" in logs and self._train_means.steps:
-            means = self._train_means.pop(self.accelerator)
             logs.update(self.throughput.pop())
-            logs.update(named_metrics(means, self.config.orpo_alpha, self.config.loss_form))
+            logs.update(self._train_means.pop(self.accelerator))
+            logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
+            logs["progress"] = self.state.global_step / self.state.max_steps
         super().log(logs, start_time)
-
-
-def _agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
-    """The same scorer on every rank, after a proof by one that holds the weights."""
-
-    def make() -> Scorer:
-        pad_id = tokenizer.pad_token_id or 0
-        device = torch.device("cuda") if torch.cuda.is_available() else None
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
-
-    if here.engine.name == "zero3":
-        with gathered_while_used(policy):
-            return make()
-    scorer = here.on_main(make)
-    return scorer if here.is_main else adopt_scorer(policy, scorer)

@@ -6,8 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.config import ORPOConfig
 from orpo_dist.console import count
 from orpo_dist.loading import total_steps
+from orpo_dist.schedules import CONSTANT, NAMES
 from orpo_dist.trainer import ORPOTrainer
 
 
@@ -26,7 +28,7 @@ def derived_truth(trainer: ORPOTrainer) -> str:
         f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps an epoch, "
         f"{total_steps(config, plan)} in all | a step: {_step(trainer)} | {trainer.runtime.engine} "
         f"on {world} process{'es' * (world > 1)}, {trainer.args.device.type}, {precision}, "
-        f"{attention} attention | alpha {config.orpo_alpha:g}, "
+        f"{attention} attention | {_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
 
@@ -43,6 +45,14 @@ def _step(trainer: ORPOTrainer) -> str:
         f"{plan.global_batch} pairs, about {count(tokens // len(first))} tokens, {micro} "
         f"micro-batch{'es' * (cuts[-1] > 1)} per process"
     )
+
+
+def _alpha(config: ORPOConfig) -> str:
+    schedule = config.orpo_alpha_schedule
+    if schedule in NAMES:
+        how = "" if schedule == CONSTANT else f" by {schedule}"
+        return f"alpha {config.orpo_alpha:g}{how}"
+    return f"alpha by {schedule}"
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     tokenizer: None leaves out what needs tokens, and lengths are in characters. limits: what a run
     would cut by; only with a tokenizer. Raises ``UserError`` where data cannot be read.
     """
-    corpus = read_corpus(config.data_path, columns_of(config), config.train_split)
+    corpus = read_corpus(config.data_path, columns_of(config, training=True), config.train_split)
     if not corpus.examples:
         raise UserError(f"{', '.join(config.data_path)}: no readable pair; {_reasons(corpus)}")
     texts = Texts.of(corpus)

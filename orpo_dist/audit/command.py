@@ -34,7 +34,7 @@ def add_audit_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         groups=("data",),
         also=("model", "model_revision", "trust_remote_code"),
-        without=("data_path", "data_weights", "strict_data", "overlong"),
+        without=("data_path", "data_weights", "data_temperature", "strict_data", "overlong"),
     )
 
 

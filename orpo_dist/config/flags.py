@@ -15,6 +15,7 @@ from orpo_dist.types import UserError
 HEADINGS = {
     "run": "run",
     "data": "data",
+    "curriculum": "order of the data",
     "objective": "objective",
     "optimisation": "optimisation",
     "memory": "memory and precision",

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from orpo_dist import schedules
 from orpo_dist.config.names import ALIASES, explain_unknown
 
 Strategy = Literal["no", "steps", "epoch"]
@@ -68,6 +69,7 @@ class ORPOConfig(BaseModel):
     data_path: list[str] = setting("data", [], "training data: files (JSON, JSONL, CSV, Parquet), folders or hub ids; several are mixed")
     valid_data_path: list[str] = setting("data", [], "evaluation data, same forms")
     data_weights: list[float] | None = setting("data", None, "one number per source of data_path: how often its rows appear in an epoch (0.5: a random half)")
+    data_temperature: float | None = setting("data", None, "mix the sources of data_path by size ** (1 / temperature): 1 as they are, higher more alike; an epoch stays as long; instead of data_weights", gt=0)
     train_split: str = setting("data", "train", "split of hub ids and datasets folders to train on")
     valid_split: str | None = setting("data", None, "split of data_path to evaluate on, where valid_data_path is not given")
     prompt_text_column: str = setting("data", "prompt", "column of the prompt")
@@ -81,8 +83,18 @@ class ORPOConfig(BaseModel):
     max_seq_length: int | None = setting("data", None, "longest prompt + answer in tokens; default: the model's context", ge=4)
     overlong: Literal["truncate", "skip"] = setting("data", "truncate", "what to do with pairs over these lengths")
 
+    # --- order of the data
+    curriculum: Literal["difficulty", "length", "margin", "files"] | None = setting("curriculum", None, "begin with the easy pairs: by a difficulty column, by the tokens of both answers, by the margin under the base model (wide is easy; scored once), or file by file in the order of data_path; default: shuffled")
+    difficulty_column: str = setting("curriculum", "difficulty", "column of numbers for curriculum difficulty, higher is harder")
+    curriculum_epochs: int = setting("curriculum", 1, "how many first epochs go from easy to hard; later ones are shuffled", ge=1)
+    curriculum_pacing: Literal["linear", "root", "steps"] = setting("curriculum", "linear", "how the pool that pairs are drawn from grows from its easiest share to all, over an epoch")
+    curriculum_start: float = setting("curriculum", 0.0, "share of the pairs in the pool at the start, and at each step of pacing steps; 0: strictly sorted", ge=0, le=1)
+
     # --- objective
     orpo_alpha: float = setting("objective", 1.0, "weight of the odds-ratio term (the paper's lambda, TRL's beta)", ge=0)
+    orpo_alpha_schedule: str = setting("objective", "constant", "alpha over the run: constant | linear | cosine | warmup | ramp, which all end at orpo_alpha; or points progress:alpha, as in 0:0.1,0.5:1; or a Python function of progress, module:function")
+    orpo_alpha_start: float = setting("objective", 0.0, "where the schedules linear, cosine and warmup begin", ge=0)
+    orpo_alpha_warmup: float = setting("objective", 0.1, "share of the run that the schedule warmup takes", gt=0, le=1)
     loss_form: Literal["additive", "convex"] = setting("objective", "additive", "additive: L_SFT + alpha L_OR; convex: (1 - alpha) L_SFT + alpha L_OR")
     nll_scope: Literal["completion", "prompt_and_completion"] = setting("objective", "completion", "tokens of L_SFT: the chosen answer, or prompt and answer as in the paper's code and TRL")
 
@@ -165,6 +177,20 @@ class ORPOConfig(BaseModel):
             raise ValueError(f"must be auto, none or a number of tokens, got {value!r}")
         return int(value)
 
+    @field_validator("orpo_alpha_schedule", mode="before")
+    @classmethod
+    def _points(cls, value: Any) -> Any:
+        """YAML may write points as a list of pairs; they are kept as the text of the flag."""
+        if isinstance(value, list) and all(isinstance(p, list) and len(p) == 2 for p in value):
+            return ",".join(f"{at}:{alpha}" for at, alpha in value)
+        return value
+
+    @field_validator("orpo_alpha_schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        schedules.check_kind(value)
+        return value
+
     @field_validator("trainer_args")
     @classmethod
     def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +203,7 @@ class ORPOConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ORPOConfig:
-        for complaint in _contradictions(self):
+        for complaint in [*_contradictions(self), *_data_contradictions(self)]:
             raise ValueError(complaint)
         return self
 
@@ -201,9 +227,12 @@ class ORPOConfig(BaseModel):
 def _contradictions(config: ORPOConfig) -> list[str]:
     """Sentences on settings that cannot hold together (empty when all is well)."""
     found = []
-    if config.loss_form == "convex" and config.orpo_alpha > 1:
+    alphas = schedules.values(
+        config.orpo_alpha_schedule, config.orpo_alpha, config.orpo_alpha_start
+    )
+    if config.loss_form == "convex" and max(alphas, default=0) > 1:
         found.append(
-            f"orpo_alpha is {config.orpo_alpha:g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
+            f"orpo_alpha is {max(alphas):g}, but loss_form convex needs 0 <= orpo_alpha <= 1"
         )
     if config.quantization and not config.peft:
         found.append(
@@ -220,6 +249,16 @@ def _contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.overwrite and config.resume_from_checkpoint == "auto":
         found.append("overwrite starts anew and resume_from_checkpoint auto goes on: choose one")
+    if config.eval_strategy == "steps" and config.eval_steps is None:
+        found.append("eval_strategy steps needs eval_steps")
+    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
+        found.append("save_strategy steps needs save_steps")
+    return found
+
+
+def _data_contradictions(config: ORPOConfig) -> list[str]:
+    """The same for what is trained on, and in which order."""
+    found = []
     if config.data_weights is not None and len(config.data_weights) != len(config.data_path):
         found.append(
             f"data_weights has {len(config.data_weights)} numbers for "
@@ -227,10 +266,14 @@ def _contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.data_weights is not None and min(config.data_weights, default=1) <= 0:
         found.append("data_weights must all be above 0")
-    if config.eval_strategy == "steps" and config.eval_steps is None:
-        found.append("eval_strategy steps needs eval_steps")
-    if config.save_strategy == "steps" and config.save_steps is None and not config.keeps_best:
-        found.append("save_strategy steps needs save_steps")
+    if config.curriculum_pacing == "steps" and not config.curriculum_start:
+        found.append("curriculum_pacing steps needs curriculum_start, the share of a step")
+    if config.curriculum == "files" and len(config.data_path) == 1:
+        found.append("curriculum files needs several files in data_path, the easiest first")
+    if config.data_temperature is not None and config.data_weights is not None:
+        found.append("data_temperature and data_weights both weigh the sources: choose one")
+    if config.data_temperature is not None and len(config.data_path) == 1:
+        found.append("data_temperature needs several sources in data_path")
     return found
 
 

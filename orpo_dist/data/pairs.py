@@ -18,6 +18,7 @@ class PairDataset:
     tokens: (T,) int32, the prompts, chosen and rejected answers one after another.
     lengths: (N, 3) int32, tokens in prompt, chosen and rejected of each pair.
     category_ids: (N,) int32 into ``categories``. source_ids: (N,) int32, position in ``data_path``.
+    difficulty: (N,), higher is harder, where the data or a model have said so.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class PairDataset:
         lengths: np.ndarray,
         category_ids: np.ndarray,
         source_ids: np.ndarray,
+        difficulty: np.ndarray | None,
         report: dict[str, Any],
     ):
         self.tokens, self.lengths = tokens, lengths
         self.category_ids, self.source_ids = category_ids, source_ids
+        self.difficulty = difficulty
         self.report = report
         self.categories: list[str] = report["category_names"]
         self._starts = np.concatenate([[0], lengths.sum(1, dtype=np.int64).cumsum()])
@@ -59,6 +62,8 @@ class PairDataset:
         folder.mkdir(parents=True)
         for name in ("tokens", "lengths", "category_ids", "source_ids"):
             np.save(folder / f"{name}.npy", getattr(self, name))
+        if self.difficulty is not None:
+            np.save(folder / "difficulty.npy", self.difficulty)
         (folder / "report.json").write_text(json.dumps(self.report), encoding="utf-8")
 
     @classmethod
@@ -69,4 +74,6 @@ class PairDataset:
         lengths, category_ids, source_ids = (
             np.load(folder / f"{name}.npy") for name in ("lengths", "category_ids", "source_ids")
         )
-        return cls(tokens, lengths, category_ids, source_ids, report)
+        hard = folder / "difficulty.npy"
+        difficulty = np.load(hard) if hard.exists() else None
+        return cls(tokens, lengths, category_ids, source_ids, difficulty, report)

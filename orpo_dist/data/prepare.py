@@ -25,7 +25,7 @@ from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
-FORMAT = 1  # raise when tokenisation or the cache layout changes
+FORMAT = 2  # raise when tokenisation or the cache layout changes
 BATCH = 256  # rows tokenised at a time
 
 
@@ -108,16 +108,18 @@ def build(
     lengths: list[tuple[int, int, int]] = []
     category_ids: list[int] = []
     source_ids: list[int] = []
+    difficulty: list[float] = []
     categories: dict[str, int] = {}
     numbers: dict[str, int] = {}
     for number, source in enumerate(sources):
         report.start_source(paths[number] if paths else source.name)
         default = source.name if len(sources) > 1 else ""
-        for category, pair in _pairs(source, encoder, columns, report, strict, progress):
-            name = category or default
+        for example, pair in _pairs(source, encoder, columns, report, strict, progress):
+            name = example.category or default
             categories[name] = categories.get(name, 0) + 1
             category_ids.append(numbers.setdefault(name, len(numbers)))
             source_ids.append(number)
+            difficulty.append(example.difficulty)
             lengths.append((len(pair.prompt), len(pair.chosen), len(pair.rejected)))
             tokens.append(np.asarray(pair.prompt + pair.chosen + pair.rejected, dtype=np.int32))
     if not tokens:
@@ -128,6 +130,7 @@ def build(
         table,
         np.asarray(category_ids, dtype=np.int32),
         np.asarray(source_ids, dtype=np.int32),
+        np.asarray(difficulty) if columns.difficulty else None,
         report.finish(table, categories),
     )
 
@@ -139,8 +142,8 @@ def _pairs(
     report: DataReport,
     strict: bool,
     progress: bool,
-) -> Iterator[tuple[str, Encoded]]:
-    """Usable pairs of one source with their category; everything else goes to the report."""
+) -> Iterator[tuple[Example, Encoded]]:
+    """Usable pairs of one source with what they came from; everything else goes to the report."""
 
     def reject(origin: str, reason: str) -> None:
         if strict:
@@ -170,7 +173,7 @@ def _pairs(
                 reject(origin, result.reason)
             else:
                 report.keep(result)
-                yield example.category, result
+                yield example, result
 
 
 def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -187,6 +190,8 @@ def require_columns(source: Source, columns: Columns) -> Iterator[tuple[str, Any
     needed = [(columns.chosen, "text"), (columns.rejected, "rejected-text")]
     if columns.prompt != Columns.prompt:  # asked for by name, so it has to be there
         needed.append((columns.prompt, "prompt-text"))
+    if columns.difficulty is not None:
+        needed.append((columns.difficulty, "difficulty"))
     for wanted, flag in needed:
         if seen and wanted not in seen:
             raise UserError(

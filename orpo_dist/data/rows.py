@@ -6,6 +6,7 @@ transcripts without a prompt column, where the prompt is what both sides share.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ REASONS = {
     "mismatched_prompts": "chosen and rejected answer different prompts",
     "no_shared_prompt": "no prompt column, and the two sides share no beginning",
     "template_refused": "the chat template does not accept these messages",
+    "no_difficulty": "the difficulty column holds no number",
     "over_length": "no room for prompt and answer within the length limits",
 }
 
@@ -58,6 +60,7 @@ class Columns:
     chosen: str = "chosen"
     rejected: str = "rejected"
     category: str = "category"
+    difficulty: str | None = None  # None: rows need none
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Example:
     chosen: str
     rejected: str
     category: str = ""
+    difficulty: float = 0.0
 
 
 def parse_row(row: Any, columns: Columns) -> Example:
@@ -96,7 +100,24 @@ def parse_row(row: Any, columns: Columns) -> Example:
     if chosen.strip() == rejected.strip():
         raise Unusable("identical_answers")
     assert prompt
-    return Example(prompt, chosen, rejected, _category(row.get(columns.category)))
+    difficulty = _number(row.get(columns.difficulty)) if columns.difficulty else 0.0
+    return Example(prompt, chosen, rejected, _category(row.get(columns.category)), difficulty)
+
+
+def _number(value: Any) -> float:
+    """A difficulty: a number, or a text that is one (CSV knows no others)."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Unusable("no_difficulty")
+    return number
+
+
+def parse_prompt(value: Any) -> str | list[Message]:
+    """A prompt that stands alone, as text or messages; raises ``Unusable``."""
+    return _side(value, "empty_prompt")
 
 
 def _category(value: Any) -> str:

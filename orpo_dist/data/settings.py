@@ -31,13 +31,14 @@ def limits_of(config: ORPOConfig, model_config: Any) -> Limits:
     )
 
 
-def columns_of(config: ORPOConfig) -> Columns:
-    """The column names of a run."""
+def columns_of(config: ORPOConfig, training: bool = False) -> Columns:
+    """The column names of a run; only training data need a difficulty."""
     return Columns(
         config.prompt_text_column,
         config.text_column,
         config.rejected_text_column,
         config.category_column,
+        config.difficulty_column if training and config.curriculum == "difficulty" else None,
     )
 
 
@@ -56,10 +57,10 @@ def held_out_paths(config: ORPOConfig) -> tuple[list[str], str]:
     return config.data_path, config.valid_split
 
 
-def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig) -> Any:
+def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig, training: bool = False) -> Any:
     """Rows in memory as pairs; a ``PairDataset`` and None pass through."""
     if rows is None or isinstance(rows, PairDataset):
         return rows
     named = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
     source = Source("dataset", named, [])
-    return build([source], encoder, columns_of(config), strict=config.strict_data)
+    return build([source], encoder, columns_of(config, training), strict=config.strict_data)

@@ -90,8 +90,8 @@ def test_loss_metrics_and_gradients_equal_trl(
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), abs=bound)
-    means = step_means(metrics, 6, metrics.nll_tokens.item()).tolist()
-    named = named_metrics(means, alpha, "additive")
+    means = step_means(loss, metrics, alpha, 6, metrics.nll_tokens.item()).tolist()
+    named = named_metrics(means)
     for name, value in trl_metrics.items():
         if not name.startswith("logits/"):  # would need whole logits; see docs
             assert named[name] == pytest.approx(value, abs=1e-5), name

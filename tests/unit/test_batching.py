@@ -153,3 +153,28 @@ def test_nll_tokens_leave_out_the_first_token_of_a_sequence() -> None:
     lengths = np.asarray([[5, 3, 9]])
     assert nll_token_counts(lengths, "completion").tolist() == [3]
     assert nll_token_counts(lengths, "prompt_and_completion").tolist() == [7]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0.05, 3), min_size=1, max_size=4), st.integers(1, 9))
+def test_fractional_weights_keep_to_the_shares_of_their_sources(
+    weights: list[float], rows: int
+) -> None:
+    source_ids = np.repeat(np.arange(len(weights)), 10 * rows)
+    repeats = np.asarray(weights)[source_ids]
+    plan = make_plan(len(source_ids), repeats=repeats)
+    order = plan.order(0)
+    assert len(order) == plan.pairs_per_epoch
+    counts = np.bincount(order, minlength=len(source_ids))
+    assert (np.abs(counts - repeats) < 1 + 1e-9).all()  # whole parts always, one more at most
+    chances = repeats % 1
+    for chance in set(chances.tolist()):  # of one source, or of several alike
+        mine = chances == chance
+        assert counts[mine].sum() == pytest.approx(repeats[mine].sum(), abs=2)
+
+
+def test_every_pair_of_a_source_has_the_same_chance() -> None:
+    repeats = np.asarray([0.3] * 10 + [0.6] * 10)
+    plan = make_plan(20, repeats=repeats)
+    counts = sum(np.bincount(plan.order(epoch), minlength=20) for epoch in range(2000))
+    assert counts / 2000 == pytest.approx(repeats, abs=0.05)

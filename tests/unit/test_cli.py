@@ -117,6 +117,9 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "valid_data_path": ["a", "b"],
         "data_weights": [2.0],
         "overlong": "skip",
+        "curriculum": "length",
+        "curriculum_pacing": "root",
+        "orpo_alpha_schedule": "ramp",
         "attention": "padded",
         "loss_form": "convex",
         "nll_scope": "prompt_and_completion",
@@ -128,6 +131,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
     }
     needed = {
         "data_weights": ["--data-path", "a"],
+        "data_temperature": ["--data-path", "a", "b"],
         "quantization": ["--peft"],
         "use_dora": ["--peft"],
         "merge_adapter": ["--peft"],
@@ -138,7 +142,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         value = values[name]
     elif default is False or name == "load_best_model_at_end":
         value = True
-    elif isinstance(default, float) or name == "epochs":
+    elif isinstance(default, float) or name in ("epochs", "data_temperature"):
         value = 0.25
     elif isinstance(default, int) or name.endswith(
         ("_steps", "_length", "_patience", "_microbatch", "_batch_size")
