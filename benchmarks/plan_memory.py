@@ -138,6 +138,7 @@ def work(scratch: Path, case: tuple[Any, ...], measure: str) -> None:
     from orpo_dist.console import quieten_libraries
     from orpo_dist.data import PairDataset
 
+    set_up_logging()
     quieten_libraries()
     shape, pairs, micro_batches, lengths, settings = case
     here = runtime.start()
@@ -148,6 +149,7 @@ def work(scratch: Path, case: tuple[Any, ...], measure: str) -> None:
         np.tile(np.asarray(lengths, dtype=np.int32), (count, 1)),
         np.zeros(count, dtype=np.int32),
         np.zeros(count, dtype=np.int32),
+        None,
         {"category_names": [""]},
     )
     config = ORPOConfig(

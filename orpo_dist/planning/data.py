@@ -79,7 +79,7 @@ def read(config: ORPOConfig, hf_config: Any) -> Data:
         raise UserError("model is missing: data cannot be counted in tokens without its tokenizer")
     tokenizer = load_tokenizer(config.model, config)
     encoder = Encoder(tokenizer, config.chat_template, limits_of(config, hf_config))
-    columns = columns_of(config)
+    columns = columns_of(config, training=True)
     dataset = prepare(config.data_path, encoder, columns, config.train_split, config.strict_data)
     lengths = np.asarray(dataset.lengths)
     longest = lengths[lengths.sum(1).argmax()]

@@ -81,19 +81,29 @@ def test_7b_qlora_on_one_gpu_of_24(capsys: Any, tmp_path: Path) -> None:
 
 
 def test_70b_lora_on_eight_gpus_of_80(capsys: Any, tmp_path: Path) -> None:
-    _, found = plan(
-        capsys, tmp_path, "--model", str(MODELS / "llama-3-70b"), "--gpus", "8",
-        "--gpu-memory", "80", "--max-completion-length", "512", "--peft",
-        "--gradient-checkpointing",
-    )  # fmt: skip
+    words = ["--model", str(MODELS / "llama-3-70b"), "--gpus", "8", "--gpu-memory", "80"]
+    words += ["--max-completion-length", "512", "--gradient-checkpointing", "--asked-only"]
+    _, found = plan(capsys, tmp_path, *words, "--peft")
     assert found["chosen"]["preset"] in ("fsdp2", "zero3")  # 141 GB of weights must be shared out
     candidates = by_preset(found, "LoRA", True)
     assert not any(candidates[name]["fits"] for name in ("ddp", "zero1", "zero2"))
-    full = by_preset(found, "full", True)
-    assert not any(full[name]["fits"] for name in ("ddp", "zero1", "zero2", "zero3", "fsdp2"))
-    assert by_preset(found, "LoRA int4", True)["ddp"]["fits"]
+    assert weights_of(found["chosen"]) / GIB == pytest.approx(70.55e9 * 2 / 8 / GIB, rel=0.02)
+    _, found = plan(capsys, tmp_path, *words, "--peft", "--quantization", "int4")
+    assert found["chosen"]["preset"] == "ddp"
+
+
+def test_other_methods_are_listed_and_what_cannot_be_is_refused(
+    capsys: Any, tmp_path: Path
+) -> None:
+    printed, found = plan(
+        capsys, tmp_path, "--model", str(MODELS / "smollm2-135m"), "--gpus", "2",
+        "--gpu-memory", "8", "--max-completion-length", "64", "--gradient-checkpointing", "--all",
+    )  # fmt: skip
     refused = by_preset(found, "LoRA int8", True)["zero3"]
     assert "cannot shard int8" in refused["why_not"]
+    assert not refused["fits"]
+    assert {c["method"] for c in found["candidates"]} == {"full", "LoRA", "LoRA int8", "LoRA int4"}
+    assert "other methods, each at its fastest:\n  LoRA       ddp" in printed
 
 
 def test_135m_on_a_laptop(capsys: Any, tmp_path: Path) -> None:
