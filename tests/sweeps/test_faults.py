@@ -56,7 +56,7 @@ def interrupted_with(number: signal.Signals, file: Path, project: Path) -> tuple
 
 def half_way(project: Path) -> bool:
     trials = read_trials(project)
-    return any(t.over for t in trials) and any(t.step >= 8 and not t.over for t in trials)
+    return any(t.over for t in trials) and any(8 <= t.step <= 16 and not t.over for t in trials)
 
 
 def resumed(file: Path, project: Path, step: int) -> None:
