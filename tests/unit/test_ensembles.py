@@ -258,6 +258,13 @@ def test_generate_command(
     assert main(words) == 0
     expected = load_ensemble(three).generate("Hi", max_new_tokens=5)
     assert capsys.readouterr().out == expected + "\n"
+    many = [*words, "--prompt", "Why is the sky blue?", "--prompt", "x", "--batch-size", "2"]
+    assert main([*many, "--json", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    singles = load_ensemble(three)
+    for row in rows:
+        assert row["answer"] == singles.generate(row["prompt"], max_new_tokens=5)
+    assert len(rows) == 3 and capsys.readouterr().out.count("\n> ") == 3
     assert main([*words, "--method", "vote", "--all", "--json", str(out)]) == 0
     row = json.loads(out.read_text())
     assert row["answer"] == max(row["candidates"], key=lambda c: c["score"])["text"]
@@ -271,6 +278,7 @@ def test_generate_command(
         (["generate", "a", "b", "--prompt", "x", "--weights", "1"], "1 numbers for 2 members"),
         (["generate", "a", "b", "--prompt", "x", "--weights", "1", "-1"], "must be above 0"),
         (["generate", "a", "b"], "nothing to answer"),
+        (["generate", "a", "--prompt", "x", "--batch-size", "0"], "--batch-size 0: is out of"),
         (["generate", "a", "--prompt", "x", "--all"], "are for vote and best_of"),
         (["evaluate", "a", "b"], "data_path is missing"),
         (["evaluate", "./no", "--data-path", EVAL], "model ./no: no such folder"),
