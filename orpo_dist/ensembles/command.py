@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from orpo_dist.evaluation.command import (
 )
 from orpo_dist.failure import rank_among_others
 from orpo_dist.generation.command import add_prompt_flags, prompts_of
-from orpo_dist.generation.prompts import prompt_lines, sampling_flags, sampling_options
+from orpo_dist.generation.prompts import Prompt, prompt_lines, sampling_flags, sampling_options
 from orpo_dist.pages import output_path, write_output
 from orpo_dist.types import UserError
 
@@ -67,6 +67,7 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all", action="store_true", help="show every answer with its score")
     add_prompt_flags(parser)
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts at once (default: 8)")
     parser.add_argument("--json", metavar="FILE", help="write prompts and answers, one row a line")
     sampling_flags(parser)
 
@@ -114,6 +115,8 @@ def _ensemble(options: argparse.Namespace, method: str, samples: int = 1) -> Any
 
 def _generate(options: argparse.Namespace) -> int:
     sampling = sampling_options(options)
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: is out of range")
     prompts = prompts_of(options)
     output = output_path("json", options.json) if options.json else None
     if options.method == "average" and (options.all or options.samples > 1):
@@ -123,19 +126,32 @@ def _generate(options: argparse.Namespace) -> int:
 
     set_seed(options.seed)
     rows: list[dict[str, Any]] = []
-    for prompt in prompts:
-        if options.method == "average":
-            row: dict[str, Any] = {"answer": ensemble.generate(prompt, **sampling)}
-        else:
-            found = ensemble.candidates([prompt], **sampling)[0]
-            best = max(found, key=lambda candidate: candidate.score)
-            row = {"answer": best.text, "by": best.by, "candidates": [vars(c) for c in found]}
-        rows.append({"prompt": prompt, **row})
-        _show(rows[-1], len(prompts) > 1, options.all)
+    for at in range(0, len(prompts), options.batch_size):
+        for row in _answers(ensemble, prompts[at : at + options.batch_size], sampling):
+            rows.append(row)
+            _show(row, len(prompts) > 1, options.all)
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_output("json", output, "".join(lines))
     return 0
+
+
+def _answers(
+    ensemble: Any, prompts: list[Prompt], sampling: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A row per prompt: its answer and, where there are any, all candidates."""
+    if ensemble.method == "average":
+        texts = ensemble.generate(prompts, **sampling)
+        yield from ({"prompt": p, "answer": text} for p, text in zip(prompts, texts, strict=True))
+        return
+    for prompt, found in zip(prompts, ensemble.candidates(prompts, **sampling), strict=True):
+        best = max(found, key=lambda candidate: candidate.score)
+        yield {
+            "prompt": prompt,
+            "answer": best.text,
+            "by": best.by,
+            "candidates": [vars(candidate) for candidate in found],
+        }
 
 
 def _show(row: dict[str, Any], several: bool, every: bool) -> None:

@@ -82,7 +82,7 @@ def _truth(members: Sequence[Member]) -> str:
     """How many weights are in memory, for how many members."""
     models = {id(member.handle.model): member.handle.model for member in members}
     size = sum(p.numel() * p.element_size() for m in models.values() for p in m.parameters())
-    return f"{len(members)} members in {len(models)} models, {size / 2**30:.2f} GiB of weights"
+    return f"{len(members)} members in {len(models)} models, {size / 2**30:.3g} GiB of weights"
 
 
 def refuse_different_vocabularies(members: Sequence[Member]) -> None:

@@ -16,7 +16,6 @@ from orpo_dist.cli import main
 from orpo_dist.ensembles.average import mix_logits
 from orpo_dist.ensembles.choose import log_odds, total_scores, winner
 from orpo_dist.ensembles.evaluate import chosen_table, evaluate_ensemble
-from orpo_dist.ensembles.listing import Listed, find_members, read_listing, write_listing
 from tests.conftest import DEMO
 from tests.unit.test_evaluation import table
 
@@ -259,28 +258,17 @@ def test_generate_command(
     assert main(words) == 0
     expected = load_ensemble(three).generate("Hi", max_new_tokens=5)
     assert capsys.readouterr().out == expected + "\n"
+    many = [*words, "--prompt", "Why is the sky blue?", "--prompt", "x", "--batch-size", "2"]
+    assert main([*many, "--json", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    singles = load_ensemble(three)
+    for row in rows:
+        assert row["answer"] == singles.generate(row["prompt"], max_new_tokens=5)
+    assert len(rows) == 3 and capsys.readouterr().out.count("\n> ") == 3
     assert main([*words, "--method", "vote", "--all", "--json", str(out)]) == 0
     row = json.loads(out.read_text())
     assert row["answer"] == max(row["candidates"], key=lambda c: c["score"])["text"]
     assert capsys.readouterr().out.count(f"[{three[0]}, -") == 1
-
-
-def test_a_listing_can_move_and_is_checked(tmp_path: Path, three: list[Path]) -> None:
-    folder = tmp_path / "ensemble"
-    (folder / "inner").mkdir(parents=True)
-    write_listing(
-        folder, [Listed(str(folder / "inner"), 2.0), Listed(str(three[0])), Listed("org/x")]
-    )
-    folder = folder.rename(tmp_path / "moved")
-    assert read_listing(folder) == [
-        Listed(str(folder / "inner"), 2.0), Listed(str(three[0])), Listed("org/x")
-    ]  # fmt: skip
-    assert [m.weight for m in find_members([str(folder)], [1, 2, 3])] == [1, 2, 3]
-    for text in ("{", '{"members": []}', '{"members": [{"path": 3}]}', '{"members": 1}',
-                 '{"members": [{"path": "a", "weight": true}]}', "[]"):  # fmt: skip
-        (folder / "ensemble.json").write_text(text)
-        with pytest.raises(UserError, match=r"ensemble\.json"):
-            read_listing(folder)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +278,7 @@ def test_a_listing_can_move_and_is_checked(tmp_path: Path, three: list[Path]) ->
         (["generate", "a", "b", "--prompt", "x", "--weights", "1"], "1 numbers for 2 members"),
         (["generate", "a", "b", "--prompt", "x", "--weights", "1", "-1"], "must be above 0"),
         (["generate", "a", "b"], "nothing to answer"),
+        (["generate", "a", "--prompt", "x", "--batch-size", "0"], "--batch-size 0: is out of"),
         (["generate", "a", "--prompt", "x", "--all"], "are for vote and best_of"),
         (["evaluate", "a", "b"], "data_path is missing"),
         (["evaluate", "./no", "--data-path", EVAL], "model ./no: no such folder"),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_dist import evaluate_model, load_ensemble
+from orpo_dist import UserError, evaluate_model, load_ensemble
 from orpo_dist.cli import main
-from orpo_dist.ensembles.listing import read_listing
+from orpo_dist.ensembles.listing import Listed, find_members, read_listing, write_listing
 from orpo_dist.ensembles.picking import Candidate, pick_by_pairs, pick_by_settings
 from orpo_dist.sweeps.records import folder_of
 from tests.conftest import DEMO
@@ -43,6 +43,24 @@ def test_a_member_that_errs_elsewhere_beats_a_better_one_that_errs_alike() -> No
     assert pick_by_pairs(margins, 2) == [0, 2]
     assert sorted(pick_by_pairs(margins, 9)) == [0, 1, 2]
     assert pick_by_pairs(margins[:2], 1) == [0]
+
+
+def test_a_listing_can_move_and_is_checked(tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder = tmp_path / "ensemble"
+    (folder / "inner").mkdir(parents=True)
+    write_listing(
+        folder, [Listed(str(folder / "inner"), 2.0), Listed(str(tiny_model_dir)), Listed("org/x")]
+    )
+    folder = folder.rename(tmp_path / "moved")
+    assert read_listing(folder) == [
+        Listed(str(folder / "inner"), 2.0), Listed(str(tiny_model_dir)), Listed("org/x")
+    ]  # fmt: skip
+    assert [m.weight for m in find_members([str(folder)], [1, 2, 3])] == [1, 2, 3]
+    for text in ("{", '{"members": []}', '{"members": [{"path": 3}]}', '{"members": 1}',
+                 '{"members": [{"path": "a", "weight": true}]}', "[]"):  # fmt: skip
+        (folder / "ensemble.json").write_text(text)
+        with pytest.raises(UserError, match=r"ensemble\.json"):
+            read_listing(folder)
 
 
 @pytest.fixture
