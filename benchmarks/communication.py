@@ -22,6 +22,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.launch import presets
+from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.presets import Preset
+
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 MICRO_BATCHES = (1, 4)
 WIDTH = {"float": 4, "c10::BFloat16": 2, "c10::Half": 2, "double": 8, "long int": 8, "int": 4}
@@ -32,13 +36,15 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER")
     parser.add_argument("--data", required=True, metavar="FILE")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--deepspeed-config", metavar="FILE", help="in place of the preset's")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
     print(f"{'engine':<8}{'micro-batches':>14}{'Ψ a step':>10}  of which")
     for engine in options.engines:
         for micro_batches in MICRO_BATCHES:
-            counted = count(engine, micro_batches, options.model, options.data)
+            preset = presets.find(engine, options.deepspeed_config)
+            counted = count(preset, micro_batches, options.model, options.data)
             results[f"{engine}:{micro_batches}"] = counted
             parts = ", ".join(f"{k} {v:.2f}" for k, v in counted["by_collective"].items())
             print(f"{engine:<8}{micro_batches:>14}{counted['total']:>10.2f}  {parts}", flush=True)
@@ -46,17 +52,18 @@ def main() -> None:
         Path(options.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def count(engine: str, micro_batches: int, model: str, data: str) -> dict[str, Any]:
+def count(preset: Preset, micro_batches: int, model: str, data: str) -> dict[str, Any]:
     """Launch two workers and read what rank 0 counted."""
-    from orpo_dist.launch import presets
-    from orpo_dist.launch.command import Topology, plan_launch
-
     with tempfile.TemporaryDirectory() as scratch:
-        plan = plan_launch(presets.find(engine), Topology(), 2, [])
+        plan = plan_launch(preset, Topology(), 2, [])
         argv = plan.argv[: plan.argv.index("-m", 3)]
         worker = [__file__, model, data, str(micro_batches), scratch]
         environment = {**os.environ, **plan.environment, "COUNT_COMMUNICATION": "worker"}
-        subprocess.run([*argv, *worker], check=True, env=environment)
+        done = subprocess.run(
+            [*argv, *worker], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
         return json.loads((Path(scratch) / "counted.json").read_text(encoding="utf-8"))
 
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig, load_config
-    from orpo_dist.evaluation import evaluate_model
+    from orpo_dist.ensembles import Ensemble, load_ensemble
+    from orpo_dist.evaluation import evaluate_model, evaluate_models
     from orpo_dist.handle import TrainedModel, load
     from orpo_dist.objective import orpo_loss
     from orpo_dist.run import train
+    from orpo_dist.sweeps.driver import sweep
+    from orpo_dist.sweeps.search import find_best_alpha
     from orpo_dist.trainer import ORPOTrainer
     from orpo_dist.types import UserError
 
@@ -25,24 +28,34 @@ __version__ = "0.1.0"
 _HOMES = {
     "ORPOConfig": "config",
     "load_config": "config",
+    "Ensemble": "ensembles",
+    "load_ensemble": "ensembles",
     "evaluate_model": "evaluation",
+    "evaluate_models": "evaluation",
     "TrainedModel": "handle",
     "load": "handle",
     "orpo_loss": "objective",
     "train": "run",
+    "sweep": "sweeps.driver",
+    "find_best_alpha": "sweeps.search",
     "ORPOTrainer": "trainer",
     "UserError": "types",
 }
 
 __all__ = [
+    "Ensemble",
     "ORPOConfig",
     "ORPOTrainer",
     "TrainedModel",
     "UserError",
     "evaluate_model",
+    "evaluate_models",
+    "find_best_alpha",
     "load",
     "load_config",
+    "load_ensemble",
     "orpo_loss",
+    "sweep",
     "train",
 ]
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from orpo_dist.console import set_up_logging
 from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR
@@ -21,11 +19,14 @@ if TYPE_CHECKING:
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 COMMANDS = {
     "train": "train a model on a file of preferences",
-    "evaluate": "preference accuracy, perplexity and margins of a model",
-    "generate": "let a model answer prompts",
-    "report": "write report.html of a run folder again",
+    "evaluate": "accuracy, perplexity and margins of models, and which is better",
+    "generate": "let a model answer prompts, also beside its base, or chat",
+    "ensemble": "many models as one: average, vote, best_of, soups",
+    "compare": "let people judge two models, blind, and count what they said",
+    "report": "write report.html of a run or a sweep again",
     "data": "what is wrong with preference data: orpo-dist data audit FILE",
     "launch": "run a command on many processes: orpo-dist launch zero2 -- train ...",
+    "sweep": "find the best alpha and learning rate: many trainings side by side, on Ray",
     "slurm": "batch scripts for SLURM, and what they call",
 }
 
@@ -111,30 +112,31 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.config.flags import add_config_flags
+    from orpo_dist.evaluation.command import add_evaluate_flags
 
-    parser.add_argument("model", help="a run folder, a model folder or a hub id")
-    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
-    add_config_flags(
-        parser,
-        groups=("data",),
-        also=("batch_size", "attention", "mixed_precision", "trust_remote_code"),
-        without=("valid_data_path", "data_weights", "data_temperature"),
-    )
+    add_evaluate_flags(parser)
 
 
 def _generate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run folder, a model folder or a hub id")
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts-file", metavar="FILE", help="a text file, one prompt a line")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=42)
+    from orpo_dist.generation.command import add_generate_flags
+
+    add_generate_flags(parser)
+
+
+def _ensemble_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.ensembles.command import add_verbs
+
+    add_verbs(parser)
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.compare.command import add_compare_flags
+
+    add_compare_flags(parser)
 
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("run", help="a run folder, or the folder of a sweep")
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +155,12 @@ def _slurm_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.launch.slurm_commands import add_verbs
 
     add_verbs(parser)
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    from orpo_dist.sweeps.command import add_sweep_flags
+
+    add_sweep_flags(parser)
 
 
 # --- commands
@@ -183,91 +191,39 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from orpo_dist.config import build_config
-    from orpo_dist.config.flags import config_values
+    from orpo_dist.evaluation.command import run_evaluate
 
-    values = config_values(options)
-    if options.json and not Path(options.json).resolve().parent.is_dir():
-        raise UserError(f"json {options.json}: its folder does not exist")
-    from orpo_dist.console import quieten_libraries
-    from orpo_dist.evaluation import evaluate_model, format_evaluation
-    from orpo_dist.handle import run_config
-
-    quieten_libraries()
-    from_run = run_config(options.model)
-    # data_path of the command replaces the run's, and with it what belonged to that
-    belonged = ("data_weights", "data_temperature", "curriculum", "valid_split")
-    inherited = {**from_run.model_dump(), **dict.fromkeys(belonged)}
-    config = build_config({**inherited, **values})
-    result = evaluate_model(options.model, values.get("data_path", []), config)
-    if rank_among_others():
-        return 0
-    _say_data(result["data"])
-    print(format_evaluation(result))
-    if options.json:
-        try:
-            Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"json {options.json}: cannot be written ({error.strerror})") from error
-    return 0
-
-
-def _say_data(report: dict[str, Any]) -> None:
-    from orpo_dist.data.report import skip_sentence, truncation_sentences
-
-    logger = logging.getLogger("orpo_dist")
-    if sentence := skip_sentence(report):
-        logger.warning(sentence)
-    for _, sentence in truncation_sentences(report):
-        logger.warning(sentence)
+    return run_evaluate(options)
 
 
 def _generate(options: argparse.Namespace) -> int:
-    for flag, value, good in (
-        ("--max-new-tokens", options.max_new_tokens, options.max_new_tokens >= 1),
-        ("--temperature", options.temperature, options.temperature >= 0),
-        ("--top-p", options.top_p, 0 < options.top_p <= 1),
-        ("--seed", options.seed, options.seed >= 0),
-    ):
-        if not good:
-            raise UserError(f"{flag} {value}: is out of range")
-    prompts = list(options.prompt)
-    if options.prompts_file:
-        try:
-            lines = Path(options.prompts_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"prompts-file {options.prompts_file}: cannot be read ({error})"
-            ) from error
-        prompts += [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")
-    from orpo_dist.console import quieten_libraries
-    from orpo_dist.handle import load
+    from orpo_dist.generation.command import run_generate
 
-    quieten_libraries()
-    sampling: dict[str, Any] = {}
-    if options.temperature > 0:
-        from transformers import set_seed
+    return run_generate(options)
 
-        set_seed(options.seed)
-        sampling = {
-            "do_sample": True,
-            "temperature": options.temperature,
-            "top_p": options.top_p,
-        }
-    handle = load(options.model)
-    for prompt in prompts:
-        if len(prompts) > 1:
-            print(f"\n> {prompt}")
-        print(handle.generate(prompt, max_new_tokens=options.max_new_tokens, **sampling))
-    return 0
+
+def _ensemble(options: argparse.Namespace) -> int:
+    from orpo_dist.ensembles.command import run_verb
+
+    return run_verb(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from orpo_dist.compare.command import run_compare
+
+    return run_compare(options)
 
 
 def _report(options: argparse.Namespace) -> int:
+    folder = Path(options.run)
+    if (folder / "sweep.yaml").exists():
+        from orpo_dist.sweeps.page import write_page
+
+        print(write_page(folder))
+        return 0
     from orpo_dist.report import write_report
 
-    print(write_report(Path(options.run)))
+    print(write_report(folder))
     return 0
 
 
@@ -285,7 +241,8 @@ def _launch(options: argparse.Namespace) -> int:
 
 def _inner_config(command: list[str]) -> ORPOConfig | None:
     """Check what shall be launched, so that mistakes are told once; the config, if it trains."""
-    if not command or command[0] not in ("train", "evaluate"):
+    evaluates = command[:1] == ["evaluate"] or command[:2] == ["ensemble", "evaluate"]
+    if command[:1] != ["train"] and not evaluates:
         raise UserError(
             "launch needs 'train ...' or 'evaluate ...' after --, e.g. "
             "'orpo-dist launch zero2 -- train --config run.yaml'"
@@ -294,7 +251,7 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
     _FLAGS[command[0]](parser)
     options, unknown = parser.parse_known_args(command[1:])
     _refuse_unknown(unknown)
-    if command[0] == "evaluate":
+    if evaluates:
         return None
     from orpo_dist.config import load_config
     from orpo_dist.config.flags import config_values
@@ -311,21 +268,33 @@ def _slurm(options: argparse.Namespace) -> int:
     return run_verb(options, config_of)
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from orpo_dist.sweeps.command import run_sweep
+
+    return run_sweep(options)
+
+
 _FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "generate": _generate_flags,
+    "ensemble": _ensemble_flags,
+    "compare": _compare_flags,
     "report": _report_flags,
     "data": _data_flags,
     "launch": _launch_flags,
+    "sweep": _sweep_flags,
     "slurm": _slurm_flags,
 }
 _RUN = {
     "train": _train,
     "evaluate": _evaluate,
     "generate": _generate,
+    "ensemble": _ensemble,
+    "compare": _compare,
     "report": _report,
     "data": _data,
     "launch": _launch,
+    "sweep": _sweep,
     "slurm": _slurm,
 }

@@ -45,7 +45,10 @@ class EngineTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; an optimizer that cannot be had is the user's to change."""
         with as_user_error(f"optimizer {self.args.optim.value}"):
-            return super().create_optimizer(*args, **kwargs)
+            optimizer = super().create_optimizer(*args, **kwargs)
+        groups = self.optimizer.param_groups
+        self._rates = [(group["lr"], group.get("weight_decay")) for group in groups]
+        return optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; so is a schedule that lacks its settings."""
@@ -63,6 +66,12 @@ class EngineTrainer(Trainer):
         """As Trainer; a checkpoint of another model is named as such."""
         with as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer; but peak rate and decay are this run's, not those of the checkpoint's run."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            set_rates(self.optimizer, self.lr_scheduler, self._rates)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """As Trainer, then wait: trainer_state.json follows, and says that every rank is done."""
@@ -86,6 +95,24 @@ class EngineTrainer(Trainer):
         """As Trainer; returns on every rank when rank 0 has written the files."""
         super().save_model(*args, **kwargs)
         self.runtime.wait()
+
+
+def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | None]]) -> None:
+    """Give an optimizer and its schedule, where they stand, other peak rates and weight decays.
+
+    rates: peak rate and decay of every parameter group.
+    """
+    for group, (rate, decay) in zip(optimizer.param_groups, rates, strict=True):
+        before = group.get("initial_lr", rate)
+        if before != rate:  # an equal one is left as it is, to the last bit
+            group["lr"] *= rate / before
+            group["initial_lr"] = rate
+        if decay is not None:
+            group["weight_decay"] = decay
+    schedule = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    if hasattr(schedule, "base_lrs"):
+        schedule.base_lrs = [rate for rate, _ in rates]
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _keep_scores_precise(plugin: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +21,17 @@ RECORDS = "ORPO_EXIT_CODES"  # environment variable: a folder where every rank l
 def recorded(main: Callable[[], int]) -> int:
     """Run ``main``; leave its exit code as ``rank-R`` in the folder that a job script has named.
 
-    torchrun and ``accelerate launch`` end with 1 whatever their processes ended with.
+    torchrun and ``accelerate launch`` end with 1 whatever their processes ended with. SIGUSR1 asks
+    for a requeue from the first moment on: while modules load, before training listens for it,
+    there is nothing to save.
     """
     code = EXIT_CRASH
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_REQUEUE))
     try:
         code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else EXIT_CRASH
+        raise
     finally:
         folder, rank = os.environ.get(RECORDS), os.environ.get("RANK")
         if folder and rank:

@@ -38,7 +38,7 @@ class TrainedModel:
         ids, answer = self.encoder.encode_answer(prompt, completion)
         if len(answer) < 2:
             raise UserError("completion: is empty")
-        self._check_length(len(ids) + len(answer))
+        self.check_length(len(ids) + len(answer))
         self.model.eval()
         batch = pad_pairs([Pair(ids, answer, answer)]).to(self.model.device)
         return padded_scores(self.model, batch).chosen_logp.item()
@@ -60,7 +60,7 @@ class TrainedModel:
         prompts = [prompt] if single else prompt
         rows = [self.encoder.prompt_ids(one) for one in prompts]
         width = max(map(len, rows))
-        self._check_length(width + max_new_tokens)
+        self.check_length(width + max_new_tokens)
         pad = self.tokenizer.pad_token_id
         device = self.model.device
         stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
@@ -78,7 +78,8 @@ class TrainedModel:
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return texts[0] if single else texts
 
-    def _check_length(self, tokens: int) -> None:
+    def check_length(self, tokens: int) -> None:
+        """Raises ``UserError`` if so many tokens are over the model's context."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if context and tokens > context:
             raise UserError(

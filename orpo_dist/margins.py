@@ -47,7 +47,7 @@ def base_margins(config: ORPOConfig, pairs: PairDataset, here: Runtime) -> np.nd
         attention=config.attention,
         token_budget=budget if isinstance(budget, int) else None,
     )
-    margins = np.round(scores["chosen_logp"] - scores["rejected_logp"], DIGITS)
+    margins = np.round(scores.margin, DIGITS)
     here.on_main(lambda: _write(path, margins))
     return margins
 

@@ -6,8 +6,10 @@ import gc
 import importlib.metadata
 import platform
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,10 +29,16 @@ from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
 
 
-def train(config: ORPOConfig, trainer_class: type[ORPOTrainer] = ORPOTrainer) -> TrainedModel:
+def train(
+    config: ORPOConfig,
+    callbacks: Sequence[Any] = (),
+    trainer_class: type[ORPOTrainer] = ORPOTrainer,
+) -> TrainedModel:
     """Fine-tune ``config.model`` with ORPO on ``config.data_path`` into a run folder.
 
+    callbacks: more of transformers' ``TrainerCallback``, after the run's own.
     trainer_class: a subclass with another ``compute_objective``, say.
+
     Called in every process that a launcher started; rank 0 alone writes the folder. Returns a
     handle on the trained model (on the engine's shards of it, where weights are sharded).
     Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
@@ -59,7 +67,7 @@ def train(config: ORPOConfig, trainer_class: type[ORPOTrainer] = ORPOTrainer) ->
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop, trainer_class)
+            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -93,6 +101,7 @@ def _train(
     checkpoint: Path | None,
     here: Runtime,
     stop: StopOnSignal,
+    callbacks: Sequence[Any],
     trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     """Every stage that is not done yet; a run without stages is one."""
@@ -107,7 +116,7 @@ def _train(
         stage = Stage(run, configs[number - 1], folder, place)
         if place:
             here.on_main(partial(folder.begin_stage, number, checkpoint))
-        trainer = stage.train(checkpoint, here, stop, trainer_class)
+        trainer = stage.train(checkpoint, here, stop, callbacks, trainer_class)
         if number == len(configs):
             return stage.finish(trainer)
         steps.append(stage.leave(trainer, stop))

@@ -175,6 +175,21 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
     return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
 
 
+def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor:
+    """Log-probs (B, wanted) in fp32 or better of the last tokens of plain sequences (B, T).
+
+    packed: the model has proved that its head can be run apart from its backbone (``Scorer``).
+    """
+    core, targets = causal_model(model), ids[:, -wanted:]
+    if packed:
+        states = core.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = states[:, -wanted - 1 : -1]
+        return token_logps(core, states.flatten(0, 1), targets.flatten()).view_as(targets)
+    logits = model(input_ids=ids, use_cache=False).logits[:, -wanted - 1 : -1]
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return exact.log_softmax(-1).gather(2, targets[..., None])[..., 0]
+
+
 def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probs of the targets, (S,) in fp32 or better, from hidden states (S, H).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ class Stage:
         checkpoint: Path | None,
         here: Runtime,
         stop: StopOnSignal,
+        callbacks: Sequence[Any],
         trainer_class: type[ORPOTrainer],
     ) -> ORPOTrainer:
         """Train from the start or from a checkpoint of this stage; raises ``Interrupted``."""
-        trainer = self._trainer(checkpoint, here, stop, trainer_class)
+        trainer = self._trainer(checkpoint, here, stop, callbacks, trainer_class)
         text = trainer.config.chat_template  # not its path: the run folder stands on its own
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
@@ -93,6 +95,7 @@ class Stage:
         checkpoint: Path | None,
         here: Runtime,
         stop: StopOnSignal,
+        callbacks: Sequence[Any],
         trainer_class: type[ORPOTrainer],
     ) -> ORPOTrainer:
         from transformers import set_seed
@@ -107,9 +110,7 @@ class Stage:
         config = config.replace(chat_template=template_text(config.chat_template))
         if self.place is not None:  # where its checkpoints go
             config = config.replace(project_name=str(self.folder.stage(self.place.number).path))
-        tokenizer = load_tokenizer(name, config)
-        limits = limits_of(config, load_model_config(name, config))
-        encoder = Encoder(tokenizer, config.chat_template, limits)
+        tokenizer, encoder = load_encoder(name, config)
         train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
         here.require_same("training data", train_pairs.digest)
         if config.curriculum == "margin":
@@ -121,7 +122,10 @@ class Stage:
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
             processing_class=tokenizer,
-            callbacks=_callbacks(config, self.folder, stop, train_pairs.report, self.place),
+            callbacks=[
+                *_callbacks(config, self.folder, stop, train_pairs.report, self.place),
+                *callbacks,
+            ],
         )
         if self.place is not None:
             trainer.stage, trainer.first_step = self.place.number, self.place.first_step
@@ -153,6 +157,13 @@ class Stage:
                 "magnitudes"
             )
         return TrainedModel(trainer.model, trainer.processing_class, config, path, metrics)
+
+
+def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
+    """The tokenizer of a run, and what turns its rows into tokens."""
+    tokenizer = load_tokenizer(model, config)
+    limits = limits_of(config, load_model_config(model, config))
+    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
 
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:

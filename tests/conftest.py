@@ -99,6 +99,52 @@ def tiny_model(tiny_model_dir: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
 
 
+def disturbed(model: Any, seed: int) -> Any:
+    """The model with noise on all its trainable weights, as a training would leave it."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
+    return model
+
+
+@pytest.fixture(scope="session")
+def other_model_dirs(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models like the tiny one, with other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = []
+    for seed in (1, 2):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        folders.append(tmp_path_factory.mktemp(f"other{seed}"))
+        disturbed(model, seed).save_pretrained(folders[-1])
+        AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def adapter_dirs(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two adapters of the tiny model, of ranks 2 and 4."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = []
+    for rank in (2, 4):
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        settings = LoraConfig(
+            r=rank, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        folders.append(tmp_path_factory.mktemp(f"adapter{rank}"))
+        disturbed(get_peft_model(base, settings), rank).save_pretrained(folders[-1])
+        AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folders[-1])
+    return folders
+
+
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """``write_rows(rows, "name.jsonl")`` writes JSON lines; strings are written as they are."""

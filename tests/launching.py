@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orpo_dist.folder import read_metrics
@@ -99,6 +99,33 @@ def wait_for_step(folder: Path, step: int, process: Process, timeout: float = 12
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} did not come:\n{finish(process, 1)}")
+
+
+def wait_until(true: Callable[[], bool], process: Process, timeout: float = 60) -> None:
+    """Return once something holds of a running process."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and process.poll() is None:
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"it did not come:\n{finish(process, 1)}")
+
+
+def listens_for(process: Process, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def listens_on(process: Process, port: int) -> bool:
+    """Whether a process accepts connections on a port."""
+    import psutil
+
+    return any(
+        c.status == "LISTEN" and c.laddr.port == port
+        for c in psutil.Process(process.pid).net_connections()
+    )
 
 
 def curve(folder: Path, metric: str = "loss/orpo") -> dict[int, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from orpo_dist.config.names import sentence
 from orpo_dist.config.schema import ORPOConfig
@@ -48,6 +48,27 @@ def build_config(values: Mapping[str, Any], where: str = "") -> ORPOConfig:
     except ValidationError as error:
         sentences = [sentence(problem) for problem in error.errors()]
         raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
+
+
+class _Apart(ORPOConfig):
+    """The same settings, each checked on its own."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Apart:
+        return self
+
+
+def check_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Some settings of a config to come, each checked and converted, but not against each other.
+
+    Raises ``UserError`` for an unknown name and for a value that its setting never takes.
+    """
+    try:
+        checked = _Apart.model_validate(dict(values))
+    except ValidationError as error:
+        sentences = [sentence(problem) for problem in error.errors()]
+        raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
+    return {name: getattr(checked, name) for name in values}
 
 
 def load_config(

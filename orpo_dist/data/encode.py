@@ -131,6 +131,10 @@ class Encoder:
         """Token ids of a prompt alone, untruncated: what generation starts from."""
         return self._bos_of(prompt) + self._tokenize(self.texts(prompt, []))[0]
 
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text as it is, after BOS where the tokenizer puts one."""
+        return self._bos + self._tokenize([text])[0]
+
     def encode(self, examples: Sequence[Example]) -> list[Encoded | Unusable]:
         """Tokenise a batch; an ``Unusable`` stands where an example cannot become a pair."""
         found: list[list[str] | Unusable] = []

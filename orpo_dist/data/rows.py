@@ -115,6 +115,11 @@ def _number(value: Any) -> float:
     return number
 
 
+def parse_prompt(value: Any) -> str | list[Message]:
+    """A prompt that stands alone, as text or messages; raises ``Unusable``."""
+    return _side(value, "empty_prompt")
+
+
 def _category(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import psutil
 
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+from orpo_dist.launch.presets import Preset
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
+HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
 
 def main(arguments: list[str]) -> int:
     """Run ``accelerate launch``; returns the exit code of the worker that ended first."""
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _hand_on)
+    _listen_for_signals()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,11 +49,52 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _hand_on(number: int, frame: Any) -> None:
+def preset_environment(preset: Preset) -> dict[str, str]:
+    """The variables by which ``accelerate launch`` tells its workers of the preset's engine.
+
+    For those that start workers otherwise, e.g. Ray, and see to rank and address themselves.
+    """
+    if preset.engine.name in ("single", "ddp"):
+        return {}
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = ["--config_file", str(preset.path), "--num_processes", "2", "--main_process_port", "0"]
+    if preset.deepspeed is not None:
+        words += ["--deepspeed_config_file", str(preset.deepspeed)]
+    options, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "-"]))
+    if preset.engine.deepspeed:
+        environment = prepare_deepspeed_cmd_env(options)[1]
+    else:
+        environment = prepare_multi_gpu_env(options)
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(("ACCELERATE_", "FSDP_"))
+    }
+
+
+def _listen_for_signals() -> None:
+    """Hand signals on from a thread: the main one may sit in a rendezvous, deaf, for minutes."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
+    for number in HANDED_ON:
+        signal.signal(number, lambda *_: None)  # Python writes the number into the socket
+
+    def listen() -> None:
+        while number := receiver.recv(1):
+            if number[0] in HANDED_ON:
+                _hand_on(number[0])
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def _hand_on(number: int) -> None:
     """Workers know what to do with a signal; this process ends when they have."""
     workers = [p for p in psutil.Process().children() if _is_worker(p)]
-    if not workers:  # none yet: there is nothing to save
-        sys.exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
+    if not workers:  # none yet: there is nothing to save, and nobody to wait for
+        os._exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
     for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.send_signal(number)

@@ -20,7 +20,9 @@ from orpo_dist.types import UserError
 
 def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     """The flags before ``--``; those not given are left out of the namespace."""
-    parser.epilog = "after --: train or evaluate, e.g. -- train --config run.yaml"
+    parser.epilog = (
+        "after --: train, evaluate or ensemble evaluate, e.g. -- train --config run.yaml"
+    )
     parser.add_argument("preset", help=", ".join(presets.names()))
     for flag, kind, text in (
         ("--num-processes", int, "over all machines (default: one per GPU)"),

@@ -8,15 +8,18 @@ import signal
 import time
 from pathlib import Path
 
+from orpo_dist.launch.machine import free_port
 from tests.conftest import ROOT
 from tests.launching import (
     finish,
     launched,
+    listens_on,
     rank_process,
     run,
     start,
     training,
     wait_for_step,
+    wait_until,
 )
 
 LONG = ("--max-steps", "5000")
@@ -90,6 +93,19 @@ def test_two_launches_at_once_do_not_meet(tiny_model_dir: Path, tmp_path: Path) 
     for process in both:
         code, _, errors = finish(process)
         assert code == 0, errors
+
+
+def test_a_launcher_that_waits_for_other_machines_ends_on_sigterm(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """torchrun waits inside C++ for minutes, where Python runs no signal handler."""
+    port = free_port()
+    others = ("--num-machines", "2", "--main-process-ip", "127.0.0.1", "--main-process-port")
+    process = start(launched("ddp", *others, str(port)) + training(tiny_model_dir, tmp_path))
+    wait_until(lambda: listens_on(process, port), process)
+    time.sleep(1)  # into the wait itself
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, 10)[0] == 130
 
 
 def test_what_cannot_run_here_is_refused_with_the_reason(

@@ -21,12 +21,14 @@ from tests.launching import (
     curve,
     finish,
     launched,
+    listens_for,
     members,
     rank_process,
     run,
     start,
     training,
     wait_for_step,
+    wait_until,
 )
 
 ADAPTER = (
@@ -130,3 +132,15 @@ def test_one_process_stops_on_sigusr1_too(tiny_model_dir: Path, tmp_path: Path) 
     wait_for_step(tmp_path, 3, process)
     os.kill(process.pid, signal.SIGUSR1)
     assert finish(process, 60)[0] == 85
+
+
+def test_sigusr1_while_modules_load_asks_for_a_requeue(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    process = start([sys.executable, "-m", "orpo_dist", *training(tiny_model_dir, tmp_path)])
+    wait_until(lambda: listens_for(process, signal.SIGUSR1), process)
+    os.kill(process.pid, signal.SIGUSR1)
+    code, _, errors = finish(process, 60)
+    assert code == 85, errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())

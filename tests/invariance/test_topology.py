@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import DEMO
-from tests.launching import assert_engine, curve, launched, run, training
+from tests.launching import ENGINES, assert_engine, curve, launched, run, training
 
 RELATIVE = 1e-4
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -90,3 +90,22 @@ def test_same_curve_and_weights(
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert model.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+@pytest.mark.parametrize("pairs", [1, 2, 4])
+@pytest.mark.parametrize("engine", ["single", *ENGINES])
+def test_every_engine_with_every_split(
+    engine: str,
+    pairs: int,
+    attention: str,
+    reference: Path,
+    tiny_model_dir: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    flags = ["--batch-size", str(pairs), "--attention", attention]
+    test_same_curve_and_weights(
+        launched(engine), engine, flags, reference, tiny_model_dir, data, tmp_path
+    )

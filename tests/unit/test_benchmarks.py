@@ -68,3 +68,23 @@ def test_audit_finds_what_was_planted_in_time(pairs: int, seconds: int, tmp_path
         assert counts["planted"] >= pairs // 100, rule
         assert counts["found"] >= 0.99 * counts["planted"], rule
         assert counts["false"] == 0, rule
+
+
+def test_evaluation_beside_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
+    found = benchmark(
+        "evaluate.py", tmp_path / "out.json", "--model", str(tiny_model_dir), "--repeats", "1",
+        "--data", str(DEMO / "eval.jsonl"), "--pairs", "16", "--contenders", "packed:4", "trl:4",
+    )["contenders"]  # fmt: skip
+    assert found["packed:4"]["accuracy"] == pytest.approx(found["trl:4"]["accuracy"])
+    assert found["packed:4"]["chosen"] == pytest.approx(found["trl:4"]["chosen"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ensembles_of_three_alphas(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = benchmark(
+        "ensembles.py", tmp_path / "out.json", "--model", str(tiny_model_dir), "--steps", "2",
+        "--work", str(tmp_path / "work"), "--prompts", "2", "--max-new-tokens", "4",
+    )["rows"]  # fmt: skip
+    assert list(rows) == ["alpha 0.1", "alpha 0.5", "alpha 1", "average", "vote", "best_of",
+                          "uniform soup", "greedy soup"]  # fmt: skip
+    assert rows["vote"]["perplexity"] is None and rows["average"]["perplexity"] > 1

@@ -1,0 +1,107 @@
+"""Members of an ensemble in memory; adapters of one base share its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.ensembles.listing import Listed
+from orpo_dist.handle import TrainedModel, load, run_config
+from orpo_dist.model import load_tokenizer
+from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble. weight: its share; those of an ensemble sum to 1.
+
+    adapter: its name in a model that holds the adapters of several members.
+    """
+
+    name: str
+    handle: TrainedModel
+    weight: float
+    adapter: str | None = None
+
+    def ready(self) -> TrainedModel:
+        """The member's handle, with its own adapter switched on."""
+        model = self.handle.model
+        if self.adapter is not None and model.active_adapter != self.adapter:
+            model.set_adapter(self.adapter, inference_mode=True)
+        return self.handle
+
+
+def load_members(listed: Sequence[Listed]) -> list[Member]:
+    """Load every member; a base that several adapters share is loaded once."""
+    total = sum(member.weight for member in listed)
+    bases: dict[str, Any] = {}
+    members: list[Member] = []
+    for number, entry in enumerate(listed):
+        base, weight = _base_of(entry.path), entry.weight / total
+        if base is None:
+            members.append(Member(entry.path, load(entry.path), weight))
+        elif base not in bases:
+            handle = load(entry.path)
+            bases[base] = handle.model
+            members.append(Member(entry.path, handle, weight, handle.model.active_adapter))
+        else:
+            members.append(_another_adapter(entry.path, bases[base], f"member{number}", weight))
+    logger.info(_truth(members))
+    return members
+
+
+def _base_of(path: str) -> str | None:
+    """The base of an adapter folder, None for a whole model."""
+    file = Path(path).expanduser() / "adapter_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return f"{settings['base_model_name_or_path']}@{settings.get('revision')}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading says what is wrong with it, if anything is
+
+
+def _another_adapter(path: str, model: Any, adapter: str, weight: float) -> Member:
+    config = run_config(path)
+    tokenizer = load_tokenizer(path, config)
+    try:
+        model.load_adapter(str(Path(path).expanduser().resolve()), adapter_name=adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"adapter {path}: cannot be loaded ({reason})") from error
+    model.eval()
+    return Member(path, TrainedModel(model, tokenizer, config, Path(path)), weight, adapter)
+
+
+def _truth(members: Sequence[Member]) -> str:
+    """How many weights are in memory, for how many members."""
+    models = {id(member.handle.model): member.handle.model for member in members}
+    size = sum(p.numel() * p.element_size() for m in models.values() for p in m.parameters())
+    return f"{len(members)} members in {len(models)} models, {size / 2**30:.2f} GiB of weights"
+
+
+def refuse_different_vocabularies(members: Sequence[Member]) -> None:
+    """``UserError`` where token i is not the same word for all members."""
+    first = members[0].handle
+    words, size = first.tokenizer.get_vocab(), _logits_of(first)
+    for member in members[1:]:
+        if member.handle.tokenizer.get_vocab() != words or _logits_of(member.handle) != size:
+            raise UserError(
+                f"average: {member.name} has another vocabulary than {members[0].name}, so their "
+                "tokens cannot be averaged; use vote or best_of"
+            )
+        if member.handle.tokenizer.chat_template != first.tokenizer.chat_template:
+            logger.warning(
+                "average: %s has another chat template than %s, whose template is used",
+                member.name,
+                members[0].name,
+            )
+
+
+def _logits_of(handle: TrainedModel) -> int:
+    return int(handle.model.config.get_text_config().vocab_size)

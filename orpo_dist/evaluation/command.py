@@ -1,0 +1,140 @@
+"""``orpo-dist evaluate``: its flags, and where its results go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from orpo_dist.failure import rank_among_others
+from orpo_dist.pages import output_path, write_output
+from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
+
+
+def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="+", metavar="MODEL", help="run folders, model folders or hub ids"
+    )
+    add_output_flags(parser)
+    parser.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE", help="text files to read for perplexity"
+    )
+    for flag, words in (
+        ("--text-window", "tokens seen at once (default: the context, at most 1024)"),
+        ("--text-stride", "tokens from one window to the next (default: half a window)"),
+    ):
+        parser.add_argument(flag, type=int, metavar="TOKENS", help=words)
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help="standard tasks of lm-evaluation-harness, a comma list"
+    )
+    parser.add_argument("--tasks-path", metavar="FOLDER", help="further task definitions for it")
+    parser.add_argument("--tasks-limit", type=int, metavar="N", help="examples per task")
+    add_data_flags(parser)
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write one page with plots")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Which pairs, and how to read and score them."""
+    from orpo_dist.config.flags import add_config_flags
+
+    add_config_flags(
+        parser,
+        groups=("data",),
+        also=("batch_size", "attention", "mixed_precision", "trust_remote_code",
+              "max_tokens_per_microbatch"),
+        without=("valid_data_path", "data_weights", "data_temperature"),
+    )  # fmt: skip
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Returns the exit code; ``UserError`` for mistakes."""
+    from orpo_dist.config import build_config
+    from orpo_dist.config.flags import config_values
+
+    values = config_values(options)
+    build_config(values)  # mistakes in flags, before anything is loaded
+    outputs = checked_outputs(options)
+    if options.tasks and not (values.get("data_path") or options.text):
+        found: dict[str, Any] = {"models": {name: {} for name in options.model}, "comparisons": []}
+    else:
+        found = _on_data(options, values)
+    if options.tasks:
+        _on_tasks(options, found)
+    if rank_among_others():
+        return 0
+    from orpo_dist.evaluation.terminal import format_evaluation, format_models
+
+    one = found["models"][options.model[0]]
+    many = len(options.model) > 1
+    print(format_models(found) if many else format_evaluation(one))
+    if options.tasks:
+        from orpo_dist.evaluation.harness import format_tasks
+
+        print(format_tasks(found))
+    write_results(outputs, found if many else one, found)
+    return 0
+
+
+def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str, Any]:
+    from orpo_dist.console import quieten_libraries
+    from orpo_dist.evaluation.evaluate import evaluate_models
+    from orpo_dist.evaluation.text import TextSettings
+
+    quieten_libraries()
+    texts = TextSettings(tuple(options.text), options.text_window, options.text_stride)
+    found = evaluate_models(options.model, values.get("data_path", []), values, texts=texts)
+    if not rank_among_others():
+        say_data(next(iter(found["models"].values())).get("data"))
+    return found
+
+
+def _on_tasks(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    from orpo_dist.console import quieten_libraries
+    from orpo_dist.evaluation.harness import run_tasks
+
+    quieten_libraries()
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    for model, result in found["models"].items():
+        result["tasks"] = run_tasks(model, names, options.tasks_path, options.tasks_limit)
+
+
+def checked_outputs(options: argparse.Namespace) -> dict[str, Any]:
+    """Where ``--json`` and ``--html`` go."""
+    outputs = {
+        name: output_path(name, value)
+        for name in ("json", "html")
+        if (value := getattr(options, name)) is not None
+    }
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        raise UserError("json and html name the same file; choose another for one of them")
+    return outputs
+
+
+def write_results(outputs: dict[str, Any], content: Any, found: dict[str, Any]) -> None:
+    """content: for the JSON; found: for the page, as ``evaluate_models`` gives it."""
+    if "json" in outputs:
+        write_output("json", outputs["json"], json.dumps(content, indent=2) + "\n")
+    if "html" in outputs:
+        from orpo_dist.evaluation.page import evaluation_page
+
+        write_output("html", outputs["html"], evaluation_page(found))
+
+
+def say_data(report: dict[str, Any] | None) -> None:
+    """What a person has to hear about the data."""
+    from orpo_dist.data.report import skip_sentence, truncation_sentences
+
+    if report is None:
+        return
+    if sentence := skip_sentence(report):
+        logger.warning(sentence)
+    for _, sentence in truncation_sentences(report):
+        logger.warning(sentence)

@@ -1,0 +1,173 @@
+"""Models on pairs and texts: every model alone, then against the first, pair by pair."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orpo_dist import runtime
+from orpo_dist.config import ORPOConfig, build_config
+from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
+from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
+from orpo_dist.evaluation.scores import ScoreTable, score_dataset
+from orpo_dist.evaluation.statistics import headline, summarise
+from orpo_dist.evaluation.text import NO_TEXTS, TextSettings, text_perplexity
+from orpo_dist.handle import TrainedModel, load, run_config
+from orpo_dist.types import UserError
+
+# Of a model's own run, also where several are judged by the data settings of the first.
+OWN = ("model", "model_revision", "chat_template", "trust_remote_code", "attention")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's figures, and the pairs and scores behind them, if there were pairs."""
+
+    result: dict[str, Any]
+    pairs: PairDataset | None = None
+    table: ScoreTable | None = None
+
+
+def evaluate_model(
+    model: TrainedModel | str | Path,
+    data_path: str | Sequence[str],
+    config: ORPOConfig | None = None,
+    progress: bool = True,
+    texts: TextSettings = NO_TEXTS,
+) -> dict[str, Any]:
+    """Preference evaluation of a model on a file of pairs, and perplexity on texts.
+
+    model: a handle, a run folder or any model. config: data settings (columns, lengths, batch
+    size); default: those of the run, so that training and evaluation cut alike.
+    Returns ``preference_accuracy`` with ``accuracy_low``/``accuracy_high`` (95 % Wilson),
+    ``perplexity``, ``mean_margin`` (nats per token), ``mean_log_odds``, ``pairs``, the same per
+    category under ``categories``; the spread of ``margin`` and ``log_odds``, ``length_bias``,
+    ``calibration``; ``texts``; ``data`` is the data report. Raises ``UserError``.
+    """
+    return judge(model, data_path, config, progress, texts).result
+
+
+def judge(
+    model: TrainedModel | str | Path,
+    data_path: str | Sequence[str],
+    config: ORPOConfig | None = None,
+    progress: bool = True,
+    texts: TextSettings = NO_TEXTS,
+) -> Judged:
+    """``evaluate_model``, with the scores of the single pairs."""
+    handle = model if isinstance(model, TrainedModel) else load(model, config)
+    config = config or handle.config
+    read = {"texts": [text_perplexity(handle, path, texts, progress) for path in texts.paths]}
+    if not data_path and texts.paths:
+        return Judged(read)
+    pairs = load_pairs(handle, data_path, config, progress)
+    table = score_dataset(
+        handle.model,
+        pairs,
+        config.batch_size,
+        progress,
+        config.attention,
+        token_budget(config),
+    )
+    return Judged({**results(table, pairs), **read}, pairs, table)
+
+
+def token_budget(config: ORPOConfig) -> int | None:
+    """The config's token budget; without gradients ``auto`` needs none."""
+    budget = config.max_tokens_per_microbatch
+    return budget if isinstance(budget, int) else None
+
+
+def results(table: ScoreTable, pairs: PairDataset) -> dict[str, Any]:
+    """The figures of a table of scores, overall and per category, and the data report."""
+    found = summarise(table)
+    found["categories"] = {
+        name: headline(table.only(pairs.category_ids == number))
+        for number, name in enumerate(pairs.categories)
+        if name
+    }
+    found["data"] = pairs.report
+    return found
+
+
+def evaluate_models(
+    models: Sequence[str],
+    data_path: str | Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    texts: TextSettings = NO_TEXTS,
+) -> dict[str, Any]:
+    """Evaluate models one after another, and each against the first, pair by pair.
+
+    settings: of ``ORPOConfig``, over those of the first model's run, by which all are judged; chat
+    template and attention stay each model's own. Returns ``models``, their results by name, and
+    ``comparisons`` with exact McNemar p-values, adjusted for their number (``p_adjusted``, Holm),
+    and bootstrap intervals. A comparison that cannot be made holds only ``why_not``.
+    """
+    names = list(models)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"model {twice}: is given twice")
+    first: Judged | None = None
+    configs = [run_config(name) for name in names]
+    found: dict[str, Any] = {"models": {}, "comparisons": []}
+    for name, own in zip(names, configs, strict=True):
+        judged = judge(name, data_path, shared_config(configs[0], own, settings), progress, texts)
+        found["models"][name] = judged.result
+        if first is None:
+            first = judged
+        elif first.table is not None:
+            found["comparisons"].append(
+                {"first": names[0], "second": name, **_against(first, judged)}
+            )
+        _free_memory()
+    tested = [entry for entry in found["comparisons"] if "p_value" in entry]
+    for entry, p in zip(tested, holm([e["p_value"] for e in tested]), strict=True):
+        entry["p_adjusted"] = p
+    return found
+
+
+def shared_config(
+    first: ORPOConfig, own: ORPOConfig, settings: Mapping[str, Any] | None
+) -> ORPOConfig:
+    """The data settings of the first model's run, what belongs to a model itself, and flags."""
+    kept = {name: getattr(own, name) for name in OWN}
+    # data_path of the command replaces the run's, and with it what belonged to that
+    belonged = ("data_weights", "data_temperature", "curriculum", "valid_split")
+    inherited = {**first.model_dump(), **kept, **dict.fromkeys(belonged)}
+    return build_config({**inherited, **(settings or {})})
+
+
+def _against(first: Judged, second: Judged) -> dict[str, Any]:
+    assert first.table is not None and second.table is not None
+    assert first.pairs is not None and second.pairs is not None
+    if reason := why_not_comparable(first.pairs, second.pairs):
+        return {"why_not": reason}
+    return compare(first.table, second.table)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_pairs(
+    handle: TrainedModel, data_path: str | Sequence[str], config: ORPOConfig, progress: bool
+) -> PairDataset:
+    """The evaluation pairs, tokenised for the handle's model."""
+    paths = [data_path] if isinstance(data_path, str) else list(data_path)
+    if not paths:
+        raise UserError("data_path is missing: pass --data-path FILE")
+    limits = limits_of(config, handle.model.config)
+    encoder = Encoder(handle.tokenizer, config.chat_template, limits)
+    split = config.valid_split or config.train_split
+
+    def load() -> PairDataset:
+        return prepare(paths, encoder, columns_of(config), split, config.strict_data, progress)
+
+    return runtime.start().main_first(load)

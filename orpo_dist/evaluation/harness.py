@@ -1,0 +1,61 @@
+"""Standard tasks through EleutherAI's lm-evaluation-harness, where that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orpo_dist import runtime
+from orpo_dist.evaluation.terminal import short
+from orpo_dist.handle import load
+from orpo_dist.types import UserError
+
+
+def run_tasks(
+    model: str, tasks: Sequence[str], tasks_path: str | None = None, limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """The harness's metrics by task. tasks_path: a folder of further task definitions.
+
+    Raises ``UserError`` without the harness, for unknown tasks, and in a launch of several
+    processes, which the harness would have to share out itself.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f"tasks: need lm-evaluation-harness ({error}): pip install 'orpo_dist[harness]'"
+        ) from error
+    if runtime.start().world_size > 1:
+        raise UserError("tasks: run on one process; leave --tasks out of the launch")
+    manager = TaskManager(include_path=tasks_path)
+    for task in tasks:
+        if not manager.match_tasks([task]):
+            raise UserError(f"tasks {task}: lm-evaluation-harness has no such task")
+    handle = load(model)
+    judged = HFLM(pretrained=handle.model, tokenizer=handle.tokenizer, batch_size=8)
+    try:
+        found = simple_evaluate(
+            judged, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False
+        )
+    except (OSError, ConnectionError) as error:  # the data of most tasks come from the hub
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"tasks {','.join(tasks)}: cannot be run ({reason})") from error
+    return {name: dict(metrics) for name, metrics in found["results"].items()}
+
+
+def format_tasks(found: dict[str, Any]) -> str:
+    """One line per model, task and metric."""
+    lines = []
+    for model, result in found["models"].items():
+        for task, metrics in result["tasks"].items():
+            for name, value in metrics.items():
+                if isinstance(value, float) and "stderr" not in name:
+                    metric = name.partition(",")[0]
+                    error = metrics.get(name.replace(metric, f"{metric}_stderr", 1))
+                    spread = f" ± {error:.4f}" if isinstance(error, float) else ""
+                    lines.append(
+                        f"{short(model, found['models'])}: {task} {metric} {value:.4f}{spread}"
+                    )
+    return "\n".join(lines)

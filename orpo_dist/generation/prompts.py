@@ -1,0 +1,120 @@
+"""Prompts from flags and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orpo_dist.types import UserError
+
+Prompt = str | list[dict[str, str]]
+
+
+def read_prompts(
+    texts: Sequence[str], file: str | None, column: str = "prompt", system: str | None = None
+) -> list[Prompt]:
+    """The prompts given as texts, then those of a file, each once. system: a message before each.
+
+    file: text with a prompt a line, or rows (JSON, JSONL, CSV, Parquet) with a column of prompts as
+    text or messages; preference data will do. Raises ``UserError``.
+    """
+    prompts: list[Prompt] = list(texts)
+    if file is not None:
+        prompts += _from_file(file, column)
+    if not prompts:
+        raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")
+    if system is not None:
+        prompts = [with_system(prompt, system) for prompt in prompts]
+    return list({json.dumps(prompt): prompt for prompt in prompts}.values())
+
+
+def with_system(prompt: Prompt, system: str) -> Prompt:
+    """The prompt as messages that begin with ``system``, which replaces one that is there."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if messages[0]["role"] == "system":
+        messages = messages[1:]
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _from_file(file: str, column: str) -> list[Prompt]:
+    path = Path(file).expanduser()
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("jsonl", "json", "csv", "parquet"):
+        return _from_rows(path, column)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts-file {file}: cannot be read ({error})") from error
+    return [line for line in lines if line.strip()]
+
+
+def _from_rows(path: Path, column: str) -> list[Prompt]:
+    from orpo_dist.data.rows import REASONS, Columns, Unusable, parse_prompt, parse_row
+    from orpo_dist.data.sources import read_file
+
+    if not path.is_file():
+        raise UserError(f"prompts-file {path}: cannot be read (no such file)")
+    found: list[Prompt] = []
+    for origin, row in read_file(path):
+        try:
+            if isinstance(row, dict) and row.get(column) is not None:
+                found.append(parse_prompt(row[column]))
+            else:  # preferences whose sides hold the prompt
+                found.append(parse_row(row, Columns(prompt=column)).prompt)
+        except Unusable as unusable:
+            why = REASONS[unusable.reason]
+            if unusable.reason == "missing_column":
+                why = f"has no column '{column}'"
+            raise UserError(f"prompts-file {origin}: {why}") from unusable
+    return found
+
+
+def prompt_lines(prompt: Prompt) -> str:
+    """A prompt for people to read; a lone user message is the same as its plain string."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def sampling_flags(parser: Any) -> None:
+    """How answers are drawn; the names and meanings of transformers."""
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="(default: 1, no cut)")
+    parser.add_argument("--top-k", type=int, default=0, help="(default: 0, no cut)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="(default: 1, none)")
+    parser.add_argument("--num-beams", type=int, default=1, help="(default: 1, no beam search)")
+    parser.add_argument("--seed", type=int, default=42, help="of sampling (default: 42)")
+
+
+def sampling_options(options: Any) -> dict[str, Any]:
+    """Keywords for ``generate`` of transformers; ``UserError`` for a number out of range."""
+    for name, good in (
+        ("max_new_tokens", options.max_new_tokens >= 1),
+        ("temperature", options.temperature >= 0),
+        ("top_p", 0 < options.top_p <= 1),
+        ("top_k", options.top_k >= 0),
+        ("repetition_penalty", options.repetition_penalty > 0),
+        ("num_beams", options.num_beams >= 1),
+        ("seed", options.seed >= 0),
+    ):
+        if not good:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(options, name)}: is out of range")
+    found: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
+    if options.temperature > 0:
+        found |= {
+            "do_sample": True,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "top_k": options.top_k,
+        }
+    if options.repetition_penalty != 1:
+        found["repetition_penalty"] = options.repetition_penalty
+    if options.num_beams > 1:
+        found["num_beams"] = options.num_beams
+    return found

@@ -1,0 +1,72 @@
+"""Who answers: a model, and a fine-tune's base beside it without loading what they share twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from orpo_dist.generation.prompts import Prompt
+from orpo_dist.handle import TrainedModel, load
+from orpo_dist.types import UserError
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with the name it is shown under. within: entered while it answers."""
+
+    name: str
+    handle: TrainedModel
+    within: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def answer(self, prompt: Any, **options: Any) -> Any:
+        """``TrainedModel.generate``."""
+        with self.within():
+            return self.handle.generate(prompt, **options)
+
+
+def speakers(path: str, beside: str | None = None) -> list[Speaker]:
+    """The model at ``path``, after the one that it shall stand beside.
+
+    beside: a model, or "base" for the one that it was fine-tuned from; the base of an adapter is
+    the same model with the adapter switched off.
+    """
+    handle = load(path)
+    own = Speaker(path, handle)
+    if beside is None:
+        return [own]
+    if beside == "base":
+        if hasattr(handle.model, "disable_adapter"):
+            return [Speaker("base", handle, handle.model.disable_adapter), own]
+        beside = handle.config.model
+        if beside is None:
+            raise UserError(
+                f"beside base: {path} does not say what it was trained from; name that model"
+            )
+        return [Speaker("base", load(beside)), own]
+    return [Speaker(beside, load(beside)), own]
+
+
+def answers(
+    speaker: Speaker,
+    prompts: Sequence[Prompt],
+    batch_size: int = 8,
+    progress: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """The answers to the prompts, in their order; prompts of like length share a batch."""
+    shown = None if progress and len(prompts) > 1 else True
+    found: dict[int, str] = {}
+    lengths = [len(speaker.handle.encoder.prompt_ids(prompt)) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda n: lengths[n])
+    bar = tqdm(total=len(prompts), desc=speaker.name[-30:], unit=" answers", disable=shown)
+    with bar:
+        for at in range(0, len(order), batch_size):
+            batch = order[at : at + batch_size]
+            texts = speaker.answer([prompts[n] for n in batch], **options)
+            found.update(zip(batch, texts, strict=True))
+            bar.update(len(batch))
+    return (found[n] for n in range(len(prompts)))

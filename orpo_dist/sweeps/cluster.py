@@ -1,0 +1,134 @@
+"""The Ray that a sweep runs on: an existing cluster, or one on this machine alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orpo_dist.launch.machine import visible_gpus
+from orpo_dist.sweeps.config import SweepConfig
+from orpo_dist.types import UserError
+
+Resources = dict[str, float]
+
+# Variables that decide what a run sees; machines of a cluster do not inherit them.
+PASSED_ON = (
+    "ORPO_DIST_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH", "PYTHONPATH",
+    "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
+)  # fmt: skip
+OBJECT_STORE = 128 << 20  # bytes; only metrics and configs pass through it
+
+
+def prepare_environment() -> None:
+    """Settle what Ray reads from the environment as it is imported; to be called before that.
+
+    Raises ``UserError`` if Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("sweeps need Ray: pip install 'orpo_dist[ray]'")
+    if "RAY_ADDRESS" not in os.environ:
+        # Its word for "this machine only": without it Ray listens on the machine's own address.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_MODE" not in os.environ:  # and others on it may not use what we start
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # run folders hold the logs
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay the user's
+
+
+def connect() -> bool:
+    """Join the cluster of ``RAY_ADDRESS`` or start one here; False if this process is in one.
+
+    Raises ``UserError`` if the cluster does not answer.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        return False
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": variables},
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    if "RAY_ADDRESS" in os.environ:
+        try:
+            ray.init(**common)
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            raise UserError(
+                f"RAY_ADDRESS {os.environ['RAY_ADDRESS']}: no Ray cluster answers there "
+                f"({' '.join(str(error).split())[:200]}); unset it to run on this machine"
+            ) from error
+        return True
+    ray.init(
+        address="local",
+        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        num_gpus=visible_gpus() or None,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE,
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
+    return True
+
+
+def capacities() -> list[Resources]:
+    """What every live machine of the cluster has in all."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def resources_of_worker(sweep: SweepConfig, machines: Sequence[Mapping[str, float]]) -> Resources:
+    """What Ray sets aside for one worker."""
+    wanted = dict(sweep.resources_per_worker)
+    if "GPU" not in wanted and any(machine.get("GPU", 0) >= 1 for machine in machines):
+        wanted["GPU"] = 1.0
+    return {"CPU": 1.0, **wanted}
+
+
+def slots(
+    machines: Sequence[Mapping[str, float]],
+    worker: Mapping[str, float],
+    workers: int,
+    one_machine: bool = False,
+) -> int:
+    """How many trials of ``workers`` workers fit on these machines at once."""
+    wanted = {name: amount for name, amount in worker.items() if amount > 0}
+    if not wanted:
+        return 1
+    room = [
+        math.floor(min(machine.get(name, 0.0) / amount for name, amount in wanted.items()) + 1e-9)
+        for machine in machines
+    ]
+    return sum(here // workers for here in room) if one_machine else sum(room) // workers
+
+
+def concurrent_trials(sweep: SweepConfig) -> tuple[int, Resources]:
+    """Trials at once, and the resources of a worker; ``UserError`` if not even one can ever run."""
+    machines = capacities()
+    worker = resources_of_worker(sweep, machines)
+    one_machine = sweep.placement == "STRICT_PACK"
+    room = slots(machines, worker, sweep.workers_per_trial, one_machine)
+    if room == 0:
+        need = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
+        have = "; ".join(
+            ", ".join(f"{machine.get(name, 0):g} {name}" for name in worker) for machine in machines
+        )
+        raise UserError(
+            f"workers_per_trial {sweep.workers_per_trial}: a trial needs {sweep.workers_per_trial} "
+            f"× ({need}), and the cluster's {len(machines)} machine(s) have {have}; lower "
+            "workers_per_trial or resources_per_worker"
+        )
+    return min(room, sweep.max_concurrent_trials or room), worker

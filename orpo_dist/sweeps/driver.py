@@ -1,0 +1,253 @@
+"""``sweep``: from a sweep file to a folder of runs and what follows from them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.sweeps.advice import advise
+from orpo_dist.sweeps.cluster import concurrent_trials, connect, prepare_environment
+from orpo_dist.sweeps.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.files import dump_sweep, load_sweep
+from orpo_dist.sweeps.page import write_page
+from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.refine import refined
+from orpo_dist.sweeps.results import FILE, read_results
+from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
+from orpo_dist.sweeps.space import Settings, shown
+from orpo_dist.sweeps.stopping import StopSignals
+from orpo_dist.sweeps.tuning import check_tuning, param_space, scheduler, searcher
+from orpo_dist.sweeps.worker import FAILURE
+from orpo_dist.types import UserError
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
+
+logger = logging.getLogger("orpo_dist")
+
+# What may be another when a sweep goes on.
+MAY_CHANGE = (
+    "resources_per_worker", "placement", "max_concurrent_trials", "max_failures", "time_budget",
+    "keep_models",
+)  # fmt: skip
+STATE = "ray"  # what Ray keeps of a sweep, in the sweep's folder
+# A trial's own process only waits for its workers; Ray wants it to ask for something.
+IDLE = {"CPU": 0, "memory": 1 << 20}
+
+
+class SweepInterrupted(Exception):
+    """A sweep was asked to stop, and can go on; the message says how."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def sweep(
+    source: str | Path | Mapping[str, Any] | SweepConfig,
+    project_name: str | None = None,
+    resume: bool = False,
+    retry_failed: bool = False,
+    stages: int = 1,
+    **base: Any,
+) -> ResultGrid:
+    """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid`` of the last stage.
+
+    source: a sweep file, the name of a shipped one, or its content. base: settings of every trial
+    that win over the file's. resume: go on with a sweep that was interrupted, keeping what is
+    finished; a new one starts where there is none. retry_failed: its failed trials as well.
+    stages: 2 and more add finer sweeps around the best point so far.
+    Raises ``UserError``, and ``SweepInterrupted`` after Ctrl-C, SIGTERM or SIGUSR1.
+    """
+    if project_name is not None:
+        base["project_name"] = project_name
+    if not isinstance(source, SweepConfig):
+        source = load_sweep(source, base)
+    elif base:
+        source = load_sweep(source.model_dump(), base)
+    prepare_environment()
+    check_tuning(source)
+    refuse_unfit(source)
+    project = Path(source.project_name).expanduser().resolve()
+    going_on = open_project(project, source, resume)
+    ours = connect()
+    try:
+        prepare_shared(source)
+        grid = _run(source, project, project, going_on, retry_failed)
+        for stage in range(2, stages + 1):
+            folder = project / f"stage-{stage}"
+            begun = resume and (folder / FILE).exists()
+            finer = load_sweep(folder / FILE) if begun else refined(read_results(project), stage)
+            going_on = open_project(folder, finer, resume)
+            grid = _run(finer, folder, project, going_on, retry_failed)
+    finally:
+        if ours:
+            import ray
+
+            ray.shutdown()
+    return grid
+
+
+def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
+    """Make the folder ready; whether there is a sweep in it to go on with.
+
+    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep.
+    """
+    file = project / FILE
+    if file.exists():
+        if not resume:
+            raise UserError(
+                f"project_name {project}: already holds a sweep; choose another name, or go on "
+                "with --resume"
+            )
+        _require_same(load_sweep(file), config, project)
+    elif project.exists() and any(project.iterdir()):
+        raise UserError(f"project_name {project}: is not empty and holds no sweep")
+    try:
+        project.mkdir(parents=True, exist_ok=True)
+        file.write_text(dump_sweep(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"project_name {project}: cannot be written ({error.strerror})") from error
+    return resume and (project / STATE / "tuner.pkl").exists()
+
+
+def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
+    """``UserError`` where going on would mix trials that are not comparable."""
+    then, wanted = before.model_dump(), now.model_dump()
+    for name in set(then) - set(MAY_CHANGE):
+        if name == "base":
+            names = {*then["base"], *wanted["base"]} - {"project_name"}
+            changed = [n for n in sorted(names) if then["base"].get(n) != wanted["base"].get(n)]
+        else:
+            changed = [name] if then[name] != wanted[name] else []
+        if changed:
+            raise UserError(
+                f"project_name {project}: holds a sweep with another {changed[0]}; go on with the "
+                "same settings, or choose another name"
+            )
+
+
+def _run(
+    config: SweepConfig, folder: Path, project: Path, going_on: bool, retry_failed: bool
+) -> ResultGrid:
+    """One stage in its folder; the page is that of the whole project."""
+    at_once, worker = concurrent_trials(config)
+    tell_what_runs(config, at_once, worker, folder)
+    if retry_failed:
+        forget_failures(folder)
+    tuner = _tuner(config, folder, at_once, worker, going_on, retry_failed)
+    with StopSignals() as stop:
+        grid = tuner.fit()
+    trials = settle_records(folder)
+    page = write_page(project)
+    for sentence in advise(read_results(project)):
+        logger.info(sentence)
+    print(page)
+    if stop.number is not None and not all(trial.over for trial in trials):
+        code = EXIT_REQUEUE if stop.number == signal.SIGUSR1 else EXIT_INTERRUPTED
+        raise SweepInterrupted(
+            "the sweep was stopped; go on with the same command and --resume", code
+        )
+    return grid
+
+
+def forget_failures(folder: Path) -> None:
+    """Let failed trials start again from their newest checkpoints."""
+    for marker in folder.glob(f"trials/*/{FAILURE}"):
+        marker.unlink()
+
+
+def _tuner(
+    config: SweepConfig,
+    project: Path,
+    at_once: int,
+    worker: dict[str, float],
+    going_on: bool,
+    retry_failed: bool,
+) -> Any:
+    from ray import tune
+
+    from orpo_dist.sweeps.live import Live
+    from orpo_dist.sweeps.trial import trainable
+
+    function = tune.with_resources(trainable(config, project, worker), IDLE)
+    if going_on:
+        return tune.Tuner.restore(
+            str(project / STATE),
+            function,
+            resume_unfinished=True,
+            resume_errored=retry_failed,
+            param_space=param_space(config),
+        )
+    several = len(config.metrics) > 1
+    metric, mode = next(iter(config.metrics.items()))
+    named = config.scheduler_name not in PAUSING
+    return tune.Tuner(
+        function,
+        param_space=param_space(config),
+        tune_config=tune.TuneConfig(
+            metric=None if several else metric,
+            mode=None if several else mode,
+            search_alg=searcher(config),
+            scheduler=scheduler(config),
+            num_samples=config.num_samples * config.repeats if config.proposes else 1,
+            max_concurrent_trials=at_once,
+            time_budget_s=config.time_budget,
+            trial_name_creator=_namer(config, named),
+            trial_dirname_creator=_namer(config, False),
+        ),
+        run_config=tune.RunConfig(
+            name=STATE,
+            storage_path=str(project),
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1 if named else None),
+            callbacks=[Live(config, project)],
+            verbose=0,
+        ),
+    )
+
+
+def _namer(config: SweepConfig, with_settings: bool) -> Any:
+    """Names of trials: their number or id, and where settings stay the same, what they are."""
+
+    def name(trial: Any) -> str:
+        number = str(trial.trial_id).rpartition("_")[2]
+        number = f"{int(number):03d}" if number.isdigit() and not config.proposes else number[:8]
+        return trial_name(number, config.settings_of(trial.config) if with_settings else {})
+
+    return name
+
+
+def trial_name(number: str, settings: Settings) -> str:
+    """``003-orpo_alpha=0.5-lr=1e-05``, short and fit for a file system."""
+    parts = [f"{name}={shown(value)}" for name, value in settings.items()]
+    text = "-".join([number, *parts])
+    return re.sub(r"[^\w=.,+-]", "_", text)[:100]
+
+
+def tell_what_runs(
+    config: SweepConfig, at_once: int, worker: dict[str, float], project: Path
+) -> None:
+    """One line of derived truth."""
+    number = config.num_samples * config.repeats if config.proposes else len(config.points())
+    each = ", ".join(f"{amount:g} {name}" for name, amount in worker.items() if amount)
+    logger.info(
+        "%d trials, %d at once, each %d × %s with %s; %s %s; into %s",
+        number, at_once, config.workers_per_trial, config.engine_of({}), each,
+        next(iter(config.metrics)), next(iter(config.metrics.values())), project,
+    )  # fmt: skip
+
+
+def settle_records(project: Path) -> list[Trial]:
+    """The trials of a sweep that is not running: what was not over is interrupted."""
+    trials = read_trials(project)
+    for trial in trials:
+        if not trial.over and trial.status != "interrupted":
+            trial.status = "interrupted"
+            trial.save(project)
+    return trials

@@ -1,0 +1,109 @@
+"""Sweep files: where they are found, and what in them is a mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from orpo_dist.config import ORPOConfig, read_yaml
+from orpo_dist.sweeps.config import SweepConfig
+from orpo_dist.types import UserError
+
+FOLDER = Path(__file__).parent / "presets"
+PATHS = ("model", "data_path", "valid_data_path", "chat_template")
+
+
+def shipped() -> list[str]:
+    """The sweeps that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_sweep(name: str) -> Path:
+    """The file of that path, else the shipped sweep of that name; ``UserError`` for neither."""
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped():
+        return FOLDER / f"{name}.yaml"
+    close = difflib.get_close_matches(name, shipped(), n=1)
+    guess = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(shipped())}"
+    raise UserError(f"sweep '{name}': no such file; {guess}")
+
+
+def load_sweep(
+    source: str | Path | Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> SweepConfig:
+    """The sweep in a file, of a shipped name, or in a mapping.
+
+    base, settings: win over what its base and it itself hold.
+
+    ``base`` may name a run's YAML instead of holding settings. Paths that exist beside the sweep
+    file are those files. Raises ``UserError``.
+    """
+    if isinstance(source, Mapping):
+        return build_sweep({**source, **(settings or {})}, base or {}, Path(), "sweep")
+    path = find_sweep(str(source))
+    content = {**read_yaml(path), **(settings or {})}
+    return build_sweep(content, base or {}, path.resolve().parent, f"sweep {path}")
+
+
+def build_sweep(
+    content: Mapping[str, Any], overrides: Mapping[str, Any], folder: Path, where: str
+) -> SweepConfig:
+    """As ``load_sweep``, from what a file holds; where: begins every complaint."""
+    content = dict(content)
+    base = content.get("base") or {}
+    if isinstance(base, str):
+        base = read_yaml(folder / base if (folder / base).is_file() else base)
+    if not isinstance(base, dict):
+        raise UserError(f"{where}: base: must be a mapping of settings or a file")
+    local = {
+        name: _beside(folder, value) if name in PATHS else value for name, value in base.items()
+    }
+    content["base"] = {**local, **overrides}
+    for name in content:
+        if name not in SweepConfig.model_fields:
+            raise UserError(f"{where}: {_unknown(str(name))}")
+    if "space" not in content:
+        raise UserError(f"{where}: space is missing: say which settings to search")
+    try:
+        return SweepConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(error.errors()[0])}") from error
+
+
+def _beside(folder: Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_beside(folder, item) for item in value]
+    if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
+        return str((folder / value).resolve())
+    return value
+
+
+def _unknown(name: str) -> str:
+    known = list(SweepConfig.model_fields)
+    if name in ORPOConfig.model_fields:
+        return f"'{name}' is a setting of the runs: put it under base, or under space to search it"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"unknown setting '{name}': " + (
+        f"did you mean {close[0]}?" if close else f"a sweep has {', '.join(known)}"
+    )
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"][:1])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(message)
+    return f"{name}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+
+
+def dump_sweep(sweep: SweepConfig) -> str:
+    """The sweep as YAML that ``load_sweep`` reads back to an equal one."""
+    return yaml.safe_dump(sweep.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,231 @@
+"""Sweeps that are killed, stopped, starved or robbed of a machine; minutes each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_dist.folder import read_metrics
+from orpo_dist.sweeps.records import Trial, read_trials
+from tests.launching import curve, finish
+from tests.sweeps.running import done, ray_processes, run_of, sweep, trial_named, wait_until
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+# All four trials of the smoke sweep, without a scheduler that would end one early.
+ALL = {"metric": "loss/sft", "workers_per_trial": 2, "resources_per_worker": {"CPU": 0.5}}
+
+
+@pytest.fixture
+def write_sweep(tmp_path: Path) -> Any:
+    """``write_sweep(space, steps=40, **settings)`` -> (file, folder)"""
+    import yaml
+
+    from orpo_dist.sweeps.files import load_sweep
+
+    def write(space: dict[str, Any], steps: int = 40, **settings: Any) -> tuple[Path, Path]:
+        base = {**load_sweep("smoke").base, "max_steps": steps, "eval_steps": 4}
+        base["project_name"] = str(tmp_path / "sweep")
+        base |= settings.pop("base", {})
+        path = tmp_path / "my.yaml"
+        path.write_text(yaml.safe_dump({**ALL, "base": base, "space": space, **settings}))
+        return path, tmp_path / "sweep"
+
+    return write
+
+
+def interrupted_with(number: signal.Signals, file: Path, project: Path) -> tuple[int, str, int]:
+    """Stop a sweep once one trial is over and another has a checkpoint: code, errors, its step."""
+    process = sweep(str(file))
+    wait_until(lambda: half_way(project), process)
+    os.kill(process.pid, number)
+    code, _, errors = finish(process, 60)
+    step = max(t.step for t in read_trials(project) if not t.over)
+    return code, errors, step
+
+
+def half_way(project: Path) -> bool:
+    trials = read_trials(project)
+    return any(t.over for t in trials) and any(t.step >= 8 and not t.over for t in trials)
+
+
+def resumed(file: Path, project: Path, step: int) -> None:
+    """Go on; what was over is untouched, what was not goes on from its checkpoint, all end."""
+    kept = {t.name: metrics_time(project, t) for t in read_trials(project) if t.over}
+    assert kept
+    (half,) = (t for t in read_trials(project) if not t.over and t.step == step)
+    began = time.time()
+    done(sweep(str(file), "--resume"))
+    trials = read_trials(project)
+    assert len(trials) == 4 and all(t.status == "finished" for t in trials)
+    for trial in trials:
+        if trial.name in kept:
+            assert metrics_time(project, trial) == kept[trial.name]
+    logged = [e["step"] for e in read_metrics(project / "trials" / half.name / "metrics.jsonl")]
+    assert sorted(set(logged)) == sorted(set(range(1, 41)) & set(logged)) and max(logged) == 40
+    assert run_of(project, half)["started"] > began
+    # A run that began anew would have evaluated at step 4 after the sweep went on.
+    first = curve(project / "trials" / half.name, "eval/loss/sft")
+    assert len(first) == 10
+
+
+def metrics_time(project: Path, trial: Trial) -> float:
+    return (project / "trials" / trial.name / "metrics.jsonl").stat().st_mtime
+
+
+SPACE = {"orpo_alpha": {"grid": [0.1, 0.5, 1.0, 1.5]}}
+
+
+def test_a_killed_driver_loses_nothing_that_is_finished(write_sweep: Any) -> None:
+    file, project = write_sweep(SPACE)
+    before = ray_processes()
+    code, _, step = interrupted_with(signal.SIGKILL, file, project)
+    assert code == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while ray_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not ray_processes() - before
+    assert "running" in {t.status for t in read_trials(project)}  # nobody could say otherwise
+    resumed(file, project, step)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGUSR1, 85)])
+def test_a_signal_stops_a_sweep_that_can_go_on(
+    write_sweep: Any, number: signal.Signals, code: int
+) -> None:
+    file, project = write_sweep(SPACE)
+    ended, errors, step = interrupted_with(number, file, project)
+    assert ended == code
+    assert "go on with the same command and --resume" in errors and "Traceback" not in errors
+    assert "interrupted" in {t.status for t in read_trials(project)}
+    assert (project / "report.html").exists()
+    resumed(file, project, step)
+
+
+def test_out_of_memory_is_a_failed_trial_with_its_reason(write_sweep: Any) -> None:
+    """A LoRA matrix of a petabyte: the allocator refuses it as it would any other."""
+    space = {"lora_r": {"grid": [8, 10_000_000_000_000]}}
+    file, project = write_sweep(space, base={"peft": True}, steps=8)
+    errors = done(sweep(str(file)))
+    good, bad = (trial_named(project, number) for number in ("000", "001"))
+    assert good.status == "finished"
+    assert bad.status == "failed" and "out of memory" in bad.why
+    assert "1 of 2 trials failed: 1 × out of memory" in errors
+
+
+def test_a_trial_that_can_never_run_is_refused_at_once(write_sweep: Any) -> None:
+    file, _ = write_sweep(SPACE)
+    began = time.monotonic()
+    code, _, errors = finish(sweep(str(file), "--workers-per-trial", "64", "--global-batch-size",
+                                   "128"))  # fmt: skip
+    assert code == 2 and time.monotonic() - began < 60
+    assert "workers_per_trial 64: a trial needs 64 × (0.5 CPU)" in errors
+
+
+def test_a_population_passes_on_weights_with_rates_of_their_own(write_sweep: Any) -> None:
+    space = {"lr": {"choice": [1e-6, 1e-3, 3e-3]}}
+    file, project = write_sweep(
+        space, steps=60, num_samples=3, scheduler={"name": "pbt", "perturbation_interval": 20},
+        base={"scheduler": "constant", "warmup_ratio": 0.0},
+    )  # fmt: skip
+    done(sweep(str(file), "--seed", "3"))
+    trials = read_trials(project)
+    assert all(t.status == "finished" for t in trials)
+    changed = [t for t in trials if t.changes]
+    assert changed
+    for trial in changed:
+        last = trial.changes[-1]
+        rates = curve(project / "trials" / trial.name, "learning_rate")
+        assert rates[max(rates)] == pytest.approx(last["lr"])
+
+
+@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
+def test_trials_run_on_other_engines(write_sweep: Any, engine: str) -> None:
+    file, project = write_sweep({"orpo_alpha": {"grid": [0.1, 1]}}, steps=8)
+    done(sweep(str(file), "--engine", engine))
+    for trial in read_trials(project):
+        assert trial.status == "finished"
+        record = run_of(project, trial)
+        assert (record["engine"], record["world_size"]) == (engine, 2)
+
+
+def test_optuna_proposes_and_two_metrics_are_weighed(write_sweep: Any) -> None:
+    pytest.importorskip("optuna")
+    space = {"orpo_alpha": {"uniform": [0, 2]}, "lr": {"loguniform": [1e-4, 1e-2]}}
+    file, project = write_sweep(
+        space, steps=8, searcher="optuna", metric=["accuracy", "perplexity"], num_samples=4,
+        workers_per_trial=1, resources_per_worker={"CPU": 1},
+    )  # fmt: skip
+    done(sweep(str(file)))
+    trials = read_trials(project)
+    assert len(trials) == 4 and all(t.status == "finished" for t in trials)
+    assert len({t.settings["lr"] for t in trials}) == 4
+    assert all(run_of(project, t)["engine"] == "single" for t in trials)
+    assert json.loads((project / "sweep.json").read_text())["front"]
+
+
+def test_a_second_stage_looks_closer_around_the_best(write_sweep: Any) -> None:
+    space = {"orpo_alpha": {"grid": [0.0, 0.6]}}
+    file, project = write_sweep(space, steps=8, workers_per_trial=1, keep_models=1)
+    done(sweep(str(file), "--stage", "2"))
+    finer = read_trials(project / "stage-2")
+    assert finer and all(t.status == "finished" for t in finer)
+    page = (project / "report.html").read_text()
+    assert all(f"{t.settings['orpo_alpha']:g}" in page for t in finer)
+    for stage in (project, project / "stage-2"):
+        assert len(list(stage.glob("trials/*/model.safetensors"))) == 1
+        assert len(list(stage.glob("trials/*/metrics.jsonl"))) == len(read_trials(stage))
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(node, allow_graceful=False)
+    print("removed", flush=True)
+"""
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[subprocess.Popen[str]]:
+    """A Ray cluster of two nodes; a line on its stdin takes one away. First line out: address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(60)
+
+
+def test_a_lost_machine_costs_its_trial_nothing_but_time(
+    write_sweep: Any, two_nodes: subprocess.Popen[str]
+) -> None:
+    assert two_nodes.stdout is not None and two_nodes.stdin is not None
+    address = next(line for line in two_nodes.stdout if ":" in line).strip()
+    file, project = write_sweep({"orpo_alpha": {"grid": [0.1, 0.5, 1.0]}}, steps=60)
+    process = sweep(str(file), RAY_ADDRESS=address)
+    wait_until(lambda: sum(t.step >= 8 for t in read_trials(project)) == 2, process)
+    two_nodes.stdin.write("\n")
+    two_nodes.stdin.flush()
+    done(process)
+    trials = read_trials(project)
+    assert len(trials) == 3 and all(t.status == "finished" for t in trials)
+    assert sum(t.failures for t in trials) >= 1
+    for trial in trials:
+        assert len(curve(project / "trials" / trial.name, "eval/loss/sft")) == 15

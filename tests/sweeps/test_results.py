@@ -1,0 +1,178 @@
+"""From the folder of a sweep to its means, intervals, files, advice and page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from orpo_dist.cli import main
+from orpo_dist.config import load_config
+from orpo_dist.intervals import mean_interval, wilson_interval
+from orpo_dist.sweeps.advice import advise
+from orpo_dist.sweeps.page import sweep_page, write_page
+from orpo_dist.sweeps.results import read_results
+from orpo_dist.types import UserError
+from tests.sweeps.folders import alphas, make_sweep, trial
+
+
+def test_seeds_become_one_point_with_a_student_interval(tmp_path: Path) -> None:
+    results = read_results(alphas(tmp_path / "s"))
+    assert [point.settings for point in results.ranked] == [
+        {"orpo_alpha": 0.5}, {"orpo_alpha": 1.0}, {"orpo_alpha": 0.0},
+    ]  # fmt: skip
+    estimate = results.ranked[0].estimate("accuracy")
+    assert estimate is not None and estimate.kind == "seeds"
+    values = [0.80, 0.82, 0.81]
+    half = 4.30265 * statistics.stdev(values) / math.sqrt(3)  # t of 2 degrees of freedom
+    assert math.isclose(estimate.mean, 0.81)
+    assert estimate.low == pytest.approx(0.81 - half)
+    assert estimate.high == pytest.approx(0.81 + half)
+    assert results.best_trial is not None and results.best_trial.name == "0.5-1"
+
+
+def test_one_seed_has_the_interval_of_its_pairs(tmp_path: Path) -> None:
+    content = {"space": {"orpo_alpha": {"grid": [0, 1]}}}
+    project = make_sweep(tmp_path, content, trial("a", 0.75, 3.0, orpo_alpha=1.0), pairs=40)
+    (point,) = read_results(project).points
+    accuracy, perplexity = point.estimate("accuracy"), point.estimate("perplexity")
+    assert accuracy is not None and perplexity is not None
+    assert (accuracy.low, accuracy.high) == wilson_interval(30, 40)
+    assert perplexity.kind == "none"
+
+
+def test_the_interval_of_a_mean_covers_what_it_says() -> None:
+    import random
+
+    rng = random.Random(0)  # noqa: S311
+    covered = 0
+    for _ in range(2000):
+        low, high = mean_interval([rng.gauss(1.0, 2.0) for _ in range(4)])
+        covered += low <= 1.0 <= high
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_only_finished_trials_are_ranked(tmp_path: Path) -> None:
+    better = trial("x", 0.99, 1.0, orpo_alpha=0.7, seed=1, status="stopped", why="asha")
+    results = read_results(alphas(tmp_path / "s", better))
+    assert {"orpo_alpha": 0.7} in [p.settings for p in results.points]
+    assert results.best is not None and results.best.settings == {"orpo_alpha": 0.5}
+
+
+def test_the_front_holds_what_nothing_else_beats(tmp_path: Path) -> None:
+    results = read_results(alphas(tmp_path / "s"))
+    assert [p.settings["orpo_alpha"] for p in results.front()] == [0.5, 0.0]
+
+
+def test_the_files_of_a_sweep(tmp_path: Path) -> None:
+    project = alphas(tmp_path / "s")
+    page = write_page(project)
+    assert page == project / "report.html"
+    content = json.loads((project / "sweep.json").read_text())
+    assert content["best"]["settings"] == {"orpo_alpha": 0.5, "seed": 1}
+    assert len(content["trials"]) == 9 and len(content["points"]) == 3
+    rows = list(csv.DictReader((project / "sweep.csv").open()))
+    assert [row["orpo_alpha"] for row in rows[:3]] == ["0.0"] * 3
+    assert float(rows[4]["accuracy"]) == 0.82
+    config = load_config(project / "best.yaml")
+    assert (config.orpo_alpha, config.seed, config.resume_from_checkpoint) == (0.5, 1, "never")
+    assert config.project_name == "s-best"
+
+
+def test_the_advice_says_what_to_take_and_what_it_costs(tmp_path: Path) -> None:
+    text = " ".join(advise(read_results(alphas(tmp_path / "s"))))
+    assert text.startswith("Take orpo_alpha 0.5: preference accuracy 0.810 (95 % 0.785 to 0.835)")
+    assert "Beside alpha 0 (plain fine-tuning): accuracy +0.210, perplexity +5.0%" in text
+    assert "within the intervals" not in text
+    assert "1 other point(s) cannot be told from it" in text  # alpha 1
+    assert "lowest perplexity" not in text  # alpha 1 speaks worse
+    assert "one seed" not in text
+
+
+def test_the_advice_names_ends_noise_and_failures(tmp_path: Path) -> None:
+    content = {"space": {"lr": {"grid": [1e-6, 1e-5, 1e-4]}}}
+    project = make_sweep(
+        tmp_path, content,
+        trial("a", 0.6, 3.0, lr=1e-6), trial("b", 0.62, 3.1, lr=1e-5),
+        trial("c", 0.63, 3.2, lr=1e-4),
+        trial("d", 0.1, 9.0, lr=1e-2, status="failed", why="out of memory"),
+        trial("e", 0.1, 9.0, lr=1e-3, status="interrupted"),
+        pairs=50,
+    )  # fmt: skip
+    text = " ".join(advise(read_results(project)))
+    assert "The best lr, 0.0001, is the upper end" not in text  # 0.01 and 0.001 were tried too
+    assert "There is one seed per point" in text and "50 pairs" in text
+    assert "lr 1e-06 has the lowest perplexity" in text
+    assert "1 of 5 trials failed: 1 × out of memory." in text
+    assert "1 trials are not over: go on with --resume." in text
+
+
+def test_the_advice_warns_of_the_end_of_a_grid(tmp_path: Path) -> None:
+    content = {"space": {"lr": {"grid": [1e-6, 1e-5, 1e-4]}}}
+    made = [trial(f"t{i}", 0.5 + i / 10, 3.0, lr=10.0 ** (i - 6)) for i in range(3)]
+    text = " ".join(advise(read_results(make_sweep(tmp_path, content, *made))))
+    assert "The best lr, 0.0001, is the upper end" in text
+
+
+def test_a_sweep_in_which_nothing_finished_has_a_page_too(tmp_path: Path) -> None:
+    content = {"space": {"orpo_alpha": {"grid": [0, 1]}}}
+    failed = trial("a", 0.5, 3.0, orpo_alpha=1.0, status="failed", why="no <disk>")
+    page = write_page(make_sweep(tmp_path, content, failed)).read_text()
+    assert "nothing can be recommended" in page and "no &lt;disk&gt;" in page
+    assert not (tmp_path / "best.yaml").exists()
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+
+
+def test_the_page_stands_alone_and_escapes_everything(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    extra = trial("x", 0.7, 5.0, orpo_alpha=0.25, seed=0, status="stopped", why=evil)
+    project = alphas(tmp_path / "s", extra)
+    results = read_results(project)
+    page = sweep_page(results, [*advise(results), evil])
+    tags = _Tags()
+    tags.feed(page)
+    assert "script" not in tags.tags and evil not in page
+    assert all(link.startswith("#") for link in tags.links)
+    assert tags.tags.count("svg") == 4  # alpha, front, curves, parallel
+    for heading in ("orpo_alpha against accuracy", "What can be had", "Learning", "All settings"):
+        assert heading in page
+
+
+def test_report_writes_the_page_of_a_sweep_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = alphas(tmp_path / "s")
+    assert main(["report", str(project)]) == 0
+    assert capsys.readouterr().out.strip() == str(project / "report.html")
+
+
+def test_stages_are_part_of_one_result(tmp_path: Path) -> None:
+    project = alphas(tmp_path / "s")
+    alphas(project / "stage-2")  # the same points, once more
+    finer = {"space": {"orpo_alpha": {"grid": [0.4, 0.6]}}, "repeats": 3}
+    best = trial("000", 0.9, 4.1, orpo_alpha=0.6, seed=0)
+    make_sweep(project / "stage-3", finer, best)
+    results = read_results(project)
+    assert results.best is not None and results.best.settings == {"orpo_alpha": 0.6}
+    assert results.best.project == project / "stage-3"
+    assert [len(p.trials) for p in results.points] == [6, 6, 6, 1]
+
+
+def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not the folder of a sweep"):
+        read_results(tmp_path)
