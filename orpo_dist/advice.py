@@ -253,7 +253,7 @@ RULES = (
         "a higher --lr (three times), a higher --orpo-alpha, more --epochs, and 'orpo-dist data "
         "audit' for contradictory or nearly equal pairs",
         _flat,
-        {"lines": 10, "progress": 0.5, "margin": 0.02, "share": 0.05, "errors": 2, "learnt": 0.95},
+        {"lines": 20, "progress": 0.5, "margin": 0.02, "share": 0.05, "errors": 2, "learnt": 0.95},
     ),
     Rule(
         "perfect_accuracy",

