@@ -214,9 +214,13 @@ def forget_engine() -> None:
 
     accelerate keeps one DeepSpeed or FSDP plugin a process, filled with the first one's settings.
     """
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
 
     AcceleratorState._reset_state()
+    shared = PartialState._shared_state
+    if shared.get("distributed_type") == DistributedType.FSDP:
+        shared["distributed_type"] = DistributedType.MULTI_GPU  # becomes FSDP as it did at first
 
 
 def leave() -> None:
