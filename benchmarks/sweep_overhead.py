@@ -43,6 +43,7 @@ if any("default_worker.py" in word for word in sys.orig_argv):
         first = os.environ.get("RANK") in (None, "0")
         began, folder = time.time(), RunFolder(config.project_name, first)
         Path(config.project_name).mkdir(parents=True, exist_ok=True)
+        folder.write_config(config)
         metrics = {"eval_loss/sft": 1.0, "eval_rewards/accuracies": 0.5}
         for part in range(1, 6):
             time.sleep(config.max_steps / 5)

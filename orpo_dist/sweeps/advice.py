@@ -97,6 +97,8 @@ def _edges(results: Results, best: Point) -> list[str]:
     """Settings whose best value is the outermost that was tried."""
     said = []
     for parameter in results.sweep.search_space:
+        if parameter.name == "seed":  # no seed is better than another
+            continue
         value = best.settings.get(parameter.name)
         tried = {p.settings[parameter.name] for p in results.points if parameter.name in p.settings}
         numbers = {v for v in tried if isinstance(v, (int, float)) and not isinstance(v, bool)}
