@@ -46,7 +46,10 @@ class EngineTrainer(Trainer):
         """As Trainer; an optimizer that cannot be had is the user's to change."""
         with as_user_error(f"optimizer {self.args.optim.value}"):
             optimizer = super().create_optimizer(*args, **kwargs)
+        # An adapter leaves the group without decay empty. DeepSpeed drops it, and then its groups
+        # and the schedule's do not match any more.
         groups = self.optimizer.param_groups
+        groups[:] = [group for group in groups if group["params"]]
         self._rates = [(group["lr"], group.get("weight_decay")) for group in groups]
         return optimizer
 
