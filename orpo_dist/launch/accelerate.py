@@ -62,8 +62,10 @@ def preset_environment(preset: Preset) -> dict[str, str]:
     words = ["--config_file", str(preset.path), "--num_processes", "2", "--main_process_port", "0"]
     if preset.deepspeed is not None:
         words += ["--deepspeed_config_file", str(preset.deepspeed)]
-    options, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "-"]))
-    if preset.engine.deepspeed:
+    parsed = launch_command_parser().parse_args([*words, "-"])
+    options, defaults, _ = _validate_launch_command(parsed)
+    if preset.engine.deepspeed:  # accelerate's launch_command adds this on its way
+        options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         environment = prepare_deepspeed_cmd_env(options)[1]
     else:
         environment = prepare_multi_gpu_env(options)

@@ -16,6 +16,7 @@ import yaml
 from orpo_dist.cli import main
 from orpo_dist.engines import HYPERPARAMETERS, Engine, deepspeed_engine, engine_of
 from orpo_dist.launch import presets
+from orpo_dist.launch.accelerate import preset_environment
 from orpo_dist.launch.machine import free_port
 from orpo_dist.types import UserError
 from tests.conftest import ROOT
@@ -217,3 +218,12 @@ def test_the_environment_says_which_engine(tmp_path: Path) -> None:
         engine_of({"ACCELERATE_USE_DEEPSPEED": "true"})
     offload = {"stage": 3, "offload_param": {"device": "nvme"}, "offload_optimizer": None}
     assert deepspeed_engine({"zero_optimization": offload}) == Engine("zero3", "nvme")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_environment_of_a_preset_asks_for_its_engine(name: str) -> None:
+    """For workers that another launcher starts, as Ray does for sweeps."""
+    preset = presets.find(name)
+    environment = {**preset_environment(preset), "WORLD_SIZE": "2"}
+    wanted = "ddp" if preset.engine.name == "single" else preset.engine.name
+    assert engine_of(environment).name == wanted
