@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
         path
         for pattern in ("checkpoint-*", f"{STAGE}*/checkpoint-*")
         for path in folder.glob(pattern)
-        if is_complete(path)
+        if is_complete(path) and (path.parent == folder or stage_of(path))
     ]
     return max(found, key=lambda path: (stage_of(path), _step_of(path)), default=None)
 
 
 def stage_of(checkpoint: Path) -> int:
-    """The number of the stage that a checkpoint belongs to; 0 in a run without stages."""
-    number = checkpoint.resolve().parent.name.removeprefix(STAGE)
-    return int(number) if number.isdigit() else 0
+    """The number of the stage that a checkpoint belongs to; 0 in a run without stages.
+
+    A run may be called ``2`` or ``stage-2`` itself: its folder has a run.json, a stage's has none.
+    """
+    folder = checkpoint.resolve().parent
+    found = re.fullmatch(rf"{STAGE}(\d+)", folder.name)
+    return int(found[1]) if found and not RunFolder(folder).run.exists() else 0
 
 
 def _step_of(checkpoint: Path) -> int:

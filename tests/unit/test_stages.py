@@ -17,8 +17,10 @@ from transformers import TrainerState
 
 from orpo_dist import ORPOConfig, UserError, cli, load, train
 from orpo_dist.callbacks import MetricsFile
+from orpo_dist.cli import main
 from orpo_dist.config import build_config, dump_config, load_config
 from orpo_dist.folder import RunFolder, newest_checkpoint, read_json, read_metrics, saved_step
+from tests.launching import training
 from tests.unit.test_run import settings
 
 Rows = list[dict[str, Any]]
@@ -275,3 +277,14 @@ def test_going_on_drops_the_lines_that_come_again(
     state = TrainerState(global_step=done, is_world_process_zero=True)
     MetricsFile(path, stage, first_step).on_train_begin(None, state, None)
     assert [line["step"] for line in read_metrics(path)] == kept
+
+
+@pytest.mark.parametrize("name", ["2", "stage-2"])
+def test_a_run_may_be_called_like_a_stage(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """An array of jobs calls its runs 1, 2, 3."""
+    words = training(tiny_model_dir, tmp_path / name, "--save-strategy", "steps", "--save-steps")
+    assert main([*words, "2", "--max-steps", "2"]) == 0
+    (tmp_path / name / "model.safetensors").unlink()
+    assert main([*words, "2", "--max-steps", "4", "--resume-from-checkpoint", "auto"]) == 0
+    log = read_metrics(tmp_path / name / "metrics.jsonl")
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
