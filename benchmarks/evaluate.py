@@ -85,8 +85,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     pairs = [data[int(index)] for index in drawn]
     tokens = np.concatenate([[*p.prompt, *p.chosen, *p.rejected] for p in pairs]).astype(np.int32)
     subset = PairDataset(
-        tokens, data.lengths[drawn], data.category_ids[drawn], data.source_ids[drawn], data.report
-    )
+        tokens, data.lengths[drawn], data.category_ids[drawn], data.source_ids[drawn], None,
+        data.report,
+    )  # fmt: skip
     name, _, size = options.child.partition(":")
     run = trl_run if name == "trl" else our_run
     found = run(model, tokenizer, subset, name, int(size))
