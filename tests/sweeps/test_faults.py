@@ -143,7 +143,7 @@ def test_a_trial_that_can_never_run_is_refused_at_once(write_sweep: Any) -> None
 def test_a_population_passes_on_weights_with_rates_of_their_own(write_sweep: Any) -> None:
     space = {"lr": {"choice": [1e-6, 1e-3, 3e-3]}}
     file, project = write_sweep(
-        space, steps=36, num_samples=3, scheduler={"name": "pbt", "perturbation_interval": 30},
+        space, steps=60, num_samples=3, scheduler={"name": "pbt", "perturbation_interval": 20},
         base={"scheduler": "constant", "warmup_ratio": 0.0},
     )  # fmt: skip
     done(sweep(str(file)))
