@@ -36,6 +36,8 @@ def prepare_environment() -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if "RAY_AUTH_MODE" not in os.environ:  # and others on it may not use what we start
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # This machine is not one of many that could be taken away: no process to watch for that.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # A trial has more processes than it has cores, which Ray would find worth a warning.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -6,11 +6,13 @@ checkpoint, and one that is complete is not run again.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from orpo_dist.sweeps.worker import FAILURE, train_worker
 PLACE = "place.json"  # in Ray's checkpoints: where the real one lies
 START = 600.0  # s; patience with machines that are busy or gone
 STARTS = 5
+PERIOD = 0.2  # s between two looks at what the workers have reported
+UNUSED = ("PlacementGroupCleanerCallback", "DatasetsCallback")  # of Ray Train's own callbacks
 
 
 class TrialFailed(RuntimeError):
@@ -64,16 +68,15 @@ def run_trial(
         "config": sweep.run_config(settings, folder).model_dump(),
         "engine": sweep.engine_of(settings),
     }
-    inbox = _inbox()
+    reports = Reports(folder)
     try:
-        for report in _while_running(
-            lambda: _fit(task, sweep, worker, project, name, inbox), inbox
-        ):
+        work = partial(_fit, task, sweep, worker, project, name, reports)
+        for report in _while_running(work, reports):
             _to_tune(report, name)
     except Exception as error:
         raise TrialFailed(_reason(folder, error)) from error
     finally:
-        inbox.shutdown(force=True)
+        reports.path.unlink()
 
 
 def _refuse_hopeless(folder: Path) -> None:
@@ -152,10 +155,31 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _inbox() -> Any:
-    from ray.util.queue import Queue
+class Reports:
+    """What a group of workers tells its trial: a file of lines, to which the group's controller
+    appends. Ray Train starts that on the machine of the trial, so they see the same file.
+    """
 
-    return Queue(actor_options={"num_cpus": 0})
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(".reports-*"):  # of a trial that was killed
+            old.unlink()
+        self.path = folder / f".reports-{os.getpid()}.jsonl"
+        self.path.touch()
+        self._read = 0
+
+    def add(self, report: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+
+    def new(self) -> list[dict[str, Any]]:
+        """Those added since the last call; a line that is half written waits for the next."""
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            found = file.read()
+        whole = found[: found.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def _fit(
@@ -164,7 +188,7 @@ def _fit(
     worker: dict[str, float],
     project: Path,
     name: str,
-    inbox: Any,
+    reports: Reports,
 ) -> None:
     """One attempt: fresh workers with a process group and a port of their own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -172,13 +196,15 @@ def _fit(
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            """Without the cleaner, which outlives the sweep: see ``live.free_placement``."""
+            """Without the cleaner, which outlives the sweep (see ``live.free_placement``), and
+            without Ray's datasets, which would start a process for none.
+            """
             made = super()._create_default_callbacks()
-            return [c for c in made if type(c).__name__ != "PlacementGroupCleanerCallback"]
+            return [c for c in made if type(c).__name__ not in UNUSED]
 
     class ToTrial(UserCallback):
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-            inbox.put(metrics[0])
+            reports.add(metrics[0])
 
     on_gpus = worker.get("GPU", 0) > 0
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START)
@@ -201,10 +227,8 @@ def _fit(
     ).fit()
 
 
-def _while_running(work: Callable[[], None], inbox: Any) -> Iterator[dict[str, Any]]:
-    """Run ``work`` in a thread and yield what arrives meanwhile; raises what it raises."""
-    from ray.util.queue import Empty
-
+def _while_running(work: Callable[[], None], reports: Reports) -> Iterator[dict[str, Any]]:
+    """Run ``work`` in a thread and yield what is reported meanwhile; raises what it raises."""
     failures: list[BaseException] = []
 
     def guarded() -> None:
@@ -215,13 +239,10 @@ def _while_running(work: Callable[[], None], inbox: Any) -> Iterator[dict[str, A
 
     thread = threading.Thread(target=guarded, daemon=True)
     thread.start()
-    while True:
-        over = not thread.is_alive()  # asked first, so that the last reports are not missed
-        try:
-            yield inbox.get(timeout=0.5)
-        except Empty:
-            if over:
-                break
+    while thread.is_alive():
+        yield from reports.new()
+        thread.join(PERIOD)
+    yield from reports.new()
     if failures:
         raise failures[0]
 

@@ -11,6 +11,7 @@ from orpo_dist.sweeps.space import Choice, Range
 from orpo_dist.types import UserError
 
 TIME = "percent"  # of a trial's own steps: rungs mean the same for long trials and short ones
+HALVING = ("hyperband", "bohb")
 BEYOND = 101  # so that no scheduler ends a trial at its last evaluation, before it has saved
 
 NEEDS = {
@@ -68,8 +69,10 @@ def scheduler(sweep: SweepConfig) -> Any:
         return None if not options else _refuse(options, "none", [])
     if name in POPULATION:
         options |= _population(sweep)
-    elif name in ("asha", "hyperband", "bohb"):
+    elif name in ("asha", *HALVING):
         options = {"max_t": BEYOND, **options}
+    if name in HALVING:  # else their best trials end at the last rung, short of their last step
+        options = {"stop_last_trials": False, **options}
     made = {
         "asha": schedulers.ASHAScheduler,
         "median": schedulers.MedianStoppingRule,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,27 +20,6 @@ from tests.sweeps.running import WORKER, done, ray_processes, run_of, sweep, tri
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-
-# All four trials of the smoke sweep, without a scheduler that would end one early.
-ALL = {"metric": "loss/sft", "workers_per_trial": 2, "resources_per_worker": {"CPU": 0.5}}
-
-
-@pytest.fixture
-def write_sweep(tmp_path: Path) -> Any:
-    """``write_sweep(space, steps=40, **settings)`` -> (file, folder)"""
-    import yaml
-
-    from orpo_dist.sweeps.files import load_sweep
-
-    def write(space: dict[str, Any], steps: int = 40, **settings: Any) -> tuple[Path, Path]:
-        base = {**load_sweep("smoke").base, "max_steps": steps, "eval_steps": 4}
-        base["project_name"] = str(tmp_path / "sweep")
-        base |= settings.pop("base", {})
-        path = tmp_path / "my.yaml"
-        path.write_text(yaml.safe_dump({**ALL, "base": base, "space": space, **settings}))
-        return path, tmp_path / "sweep"
-
-    return write
 
 
 def interrupted_with(number: signal.Signals, file: Path, project: Path) -> tuple[Process, str, int]:
@@ -140,23 +118,6 @@ def test_a_trial_that_can_never_run_is_refused_at_once(write_sweep: Any) -> None
     assert "workers_per_trial 64: a trial needs 64 × (0.5 CPU)" in errors
 
 
-def test_a_population_passes_on_weights_with_rates_of_their_own(write_sweep: Any) -> None:
-    space = {"lr": {"choice": [1e-6, 1e-3, 3e-3]}}
-    file, project = write_sweep(
-        space, steps=60, num_samples=3, scheduler={"name": "pbt", "perturbation_interval": 20},
-        base={"scheduler": "constant", "warmup_ratio": 0.0},
-    )  # fmt: skip
-    done(sweep(str(file)))
-    trials = read_trials(project)
-    assert len(trials) == 3 and all(t.status == "finished" for t in trials)
-    changed = [t for t in trials if t.changes]
-    assert changed
-    for trial in changed:
-        last = trial.changes[-1]
-        rates = curve(project / "trials" / trial.name, "learning_rate")
-        assert rates[max(rates)] == pytest.approx(last["lr"])
-
-
 @pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
 def test_trials_run_on_other_engines(write_sweep: Any, engine: str) -> None:
     file, project = write_sweep({"orpo_alpha": {"grid": [0.1, 1]}}, steps=8)
@@ -165,21 +126,6 @@ def test_trials_run_on_other_engines(write_sweep: Any, engine: str) -> None:
         assert trial.status == "finished"
         record = run_of(project, trial)
         assert (record["engine"], record["world_size"]) == (engine, 2)
-
-
-def test_optuna_proposes_and_two_metrics_are_weighed(write_sweep: Any) -> None:
-    pytest.importorskip("optuna")
-    space = {"orpo_alpha": {"uniform": [0, 2]}, "lr": {"loguniform": [1e-4, 1e-2]}}
-    file, project = write_sweep(
-        space, steps=8, searcher="optuna", metric=["accuracy", "perplexity"], num_samples=4,
-        workers_per_trial=1, resources_per_worker={"CPU": 1},
-    )  # fmt: skip
-    done(sweep(str(file)))
-    trials = read_trials(project)
-    assert len(trials) == 4 and all(t.status == "finished" for t in trials)
-    assert len({t.settings["lr"] for t in trials}) == 4
-    assert all(run_of(project, t)["engine"] == "single" for t in trials)
-    assert json.loads((project / "sweep.json").read_text())["front"]
 
 
 def test_a_second_stage_looks_closer_around_the_best(write_sweep: Any) -> None:

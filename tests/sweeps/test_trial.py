@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ from orpo_dist.folder import newest_checkpoint
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.records import Trial, drop_weights, rank, read_trials
 from orpo_dist.sweeps.trial import (
+    Reports,
     TrialFailed,
     _reason,
     _refuse_hopeless,
+    _while_running,
     adopt,
     finished_report,
     settled_report,
@@ -137,6 +140,37 @@ def test_weights_are_dropped_and_logs_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "run.json"]
 
 
+def test_reports_arrive_whole_and_once(tmp_path: Path) -> None:
+    (tmp_path / ".reports-0.jsonl").write_text('{"step": 1}\n')  # of a trial that was killed
+    reports = Reports(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [reports.path.name]
+    assert reports.new() == []
+    controller = pickle.loads(pickle.dumps(reports))  # noqa: S301 (as Ray does; made just here)
+    controller.add({"step": 1, "loss": float("inf")})
+    assert reports.new() == [{"step": 1, "loss": float("inf")}]
+    with reports.path.open("a") as file:
+        file.write('{"step"')
+    assert reports.new() == []
+    with reports.path.open("a") as file:
+        file.write(": 2}\n")
+    controller.add({"step": 3})
+    assert reports.new() == [{"step": 2}, {"step": 3}]
+
+
+def test_what_was_reported_is_passed_on_before_a_failure_is(tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+
+    def work() -> None:
+        reports.add({"step": 1})
+        raise TrialFailed("worker died")
+
+    passed = []
+    with pytest.raises(TrialFailed, match="worker died"):
+        for report in _while_running(work, reports):
+            passed.append(report)
+    assert passed == [{"step": 1}]
+
+
 pytest.importorskip("ray")
 
 
@@ -163,8 +197,6 @@ def ray_trial(number: int, lr: float) -> FakeTrial:
 
 
 def test_the_driver_records_what_ray_tells_it_and_keeps_the_best(live: Any, tmp_path: Path) -> None:
-    import pickle
-
     for number, (accuracy, finished) in enumerate([(0.6, True), (0.8, True), (0.7, False)]):
         trial = ray_trial(number, 10.0 ** (number - 6))
         live.on_trial_start(0, [], trial)
