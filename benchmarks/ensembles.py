@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
-DECISIONS = ("average", "vote", "best_of")
+DECISIONS = {  # name of the row: how the members decide, what is averaged
+    "average": ("average", "probabilities"),
+    "of logits": ("average", "logits"),
+    "vote": ("vote", "probabilities"),
+    "best_of": ("best_of", "probabilities"),
+}
 SOUPS = ("uniform", "greedy")
 
 
@@ -50,7 +55,7 @@ def main() -> None:
     members = [str(folder(work, alpha)) for alpha in options.alphas]
     for method in SOUPS:
         make_soup(work, members, method)
-    names = [f"alpha {alpha:g}" for alpha in options.alphas]
+    names = ["base", *(f"alpha {alpha:g}" for alpha in options.alphas)]
     names += [*DECISIONS, *(f"{method} soup" for method in SOUPS)]
     rows = {name: in_child(name, work) for name in names}
     print(table(rows))
@@ -120,12 +125,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data = str(DEMO / "eval.jsonl")
     handle: Any
     if name in DECISIONS:
-        handle = load_ensemble(members, name)
-        judged = evaluate_ensemble(handle, data, progress=False)["models"][name]
+        method, average_of = DECISIONS[name]
+        handle = load_ensemble(members, method, average_of=average_of)
+        judged = evaluate_ensemble(handle, data, progress=False)["models"][method]
         tokenizer = handle.members[0].handle.tokenizer
     else:
-        path = name.replace(" ", "-")
-        handle = load(work / path)
+        handle = load(options.model if name == "base" else work / name.replace(" ", "-"))
         judged = evaluate_model(handle, data, progress=False)
         tokenizer = handle.tokenizer
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]

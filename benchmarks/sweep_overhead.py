@@ -85,14 +85,7 @@ def measure(trials: int, seconds: int, slots: int, workers: int, folder: Path) -
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
-    busy = 0.0
-    driver = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            busy = sum(driver.cpu_times()[:2])
-        except psutil.Error:
-            break
-        time.sleep(0.2)
+    busy = watch_cpu(process)
     total = time.time() - began
     assert process.wait() == 0, "the sweep has failed"
     runs = [
@@ -109,8 +102,26 @@ def measure(trials: int, seconds: int, slots: int, workers: int, folder: Path) -
         "sum of trials ÷ slots": ideal, "total": total, "overhead": total - ideal,
         "before the first step": first - began, "after the last step": began + total - last,
         "between two trials of a slot": (last - first - ideal) / max(1, waves - 1),
-        "driver CPU per report": busy / (6 * trials),
+        "driver CPU per report": (cpu_at(busy, last) - cpu_at(busy, first)) / (5 * trials),
     }  # fmt: skip
+
+
+def watch_cpu(process: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
+    """Times of day, and the CPU seconds that the process itself had used by then, until it ends."""
+    samples: list[tuple[float, float]] = []
+    driver = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            samples.append((time.time(), sum(driver.cpu_times()[:2])))
+        except psutil.Error:
+            break
+        time.sleep(0.2)
+    return samples
+
+
+def cpu_at(samples: list[tuple[float, float]], moment: float) -> float:
+    """CPU seconds used by then: start and end of the driver, which do not recur, are left out."""
+    return max(cpu for at, cpu in samples if at <= moment)
 
 
 def simulate(

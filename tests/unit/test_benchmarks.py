@@ -85,6 +85,8 @@ def test_ensembles_of_three_alphas(tiny_model_dir: Path, tmp_path: Path) -> None
         "ensembles.py", tmp_path / "out.json", "--model", str(tiny_model_dir), "--steps", "2",
         "--work", str(tmp_path / "work"), "--prompts", "2", "--max-new-tokens", "4",
     )["rows"]  # fmt: skip
-    assert list(rows) == ["alpha 0.1", "alpha 0.5", "alpha 1", "average", "vote", "best_of",
-                          "uniform soup", "greedy soup"]  # fmt: skip
+    assert list(rows) == [
+        "base", "alpha 0.1", "alpha 0.5", "alpha 1", "average", "of logits", "vote", "best_of",
+        "uniform soup", "greedy soup",
+    ]  # fmt: skip
     assert rows["vote"]["perplexity"] is None and rows["average"]["perplexity"] > 1
