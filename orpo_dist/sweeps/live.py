@@ -125,23 +125,24 @@ class _State:
         self._prune()
 
     def _prune(self) -> None:
-        """Keep the weights of the best trials only, where the sweep says so.
+        """Delete the checkpoints of trials that have a model, and weights that are not to be kept.
 
-        A population may still need the checkpoints of its members: they wait for its end.
+        A population may still need the checkpoints of its members: they wait for its end. Failed
+        trials may be tried again.
         """
-        keep = self.sweep.keep_models
-        living = self.sweep.scheduler_name in PAUSING and not all(
-            t.over for t in self.trials.values()
-        )
-        if keep == "all" or living:
+        over = [t for t in self.trials.values() if t.over and t.status != "failed"]
+        waiting = any(not trial.over for trial in self.trials.values())
+        if self.sweep.scheduler_name in PAUSING and waiting:
             return
-        over = [
-            t for t in self.trials.values() if t.over and t.status != "failed"
-        ]  # may be retried
-        finished = [trial for trial in over if trial.status == "finished"]
-        best = rank(finished, *next(iter(self.sweep.metrics.items())))[:keep]
+        best = rank(
+            [trial for trial in over if trial.status == "finished"],
+            *next(iter(self.sweep.metrics.items())),
+        )
+        keep = self.sweep.keep_models
+        kept = best if keep == "all" else best[:keep]
         for trial in over:
-            drop_weights(folder_of(self.project, trial.name), checkpoints_only=trial in best)
+            if trial in kept or keep != "all":
+                drop_weights(folder_of(self.project, trial.name), checkpoints_only=trial in kept)
 
     def _why(self, trial: Trial) -> str:
         budget = self.sweep.time_budget

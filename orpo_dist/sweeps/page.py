@@ -43,7 +43,7 @@ pre {{ background: #f3f4f6; padding: .8rem; overflow-x: auto; font-size: .85rem 
 <h2>Points</h2><div class="wide">{points}</div>
 <h2>Trials</h2><div class="wide">{trials}</div>
 <h2>The best, ready to train</h2>{best}
-<h2>The sweep</h2><pre>{file}</pre>
+<h2>The sweep</h2><details><summary>{name}</summary><pre>{file}</pre></details>
 </html>
 """
 
@@ -71,6 +71,7 @@ def sweep_page(results: Results, advice: list[str]) -> str:
         points=_points(results),
         trials=_trials(results),
         best=_best(results),
+        name=FILE,
         file=html.escape((results.project / FILE).read_text(encoding="utf-8")),
     )
 
@@ -163,5 +164,5 @@ def _table(head: list[str], rows: Iterable[tuple[list[str], str]]) -> str:
 def _best(results: Results) -> str:
     if results.best_trial is None:
         return "<p>No trial has finished.</p>"
-    note = f'<p class="note">{BEST}, beside this page.</p>'
-    return note + f"<pre>{html.escape(best_yaml(results))}</pre>"
+    text = html.escape(best_yaml(results))
+    return f"<details><summary>{BEST}, beside this page</summary><pre>{text}</pre></details>"

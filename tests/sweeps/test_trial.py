@@ -222,6 +222,22 @@ def test_the_driver_records_what_ray_tells_it_and_keeps_the_best(live: Any, tmp_
     assert (record.failures, record.status) == (1, "running")
 
 
+def test_where_all_models_are_kept_a_finished_trial_keeps_no_checkpoints(
+    live: Any, tmp_path: Path
+) -> None:
+    live.content["keep_models"] = "all"
+    for number, finished in enumerate([True, False]):
+        trial = ray_trial(number, 10.0 ** (number - 6))
+        live.on_trial_start(0, [], trial)
+        checkpoint(tmp_path / "trials" / trial.name, 5)
+        (tmp_path / "trials" / trial.name / "model.safetensors").write_text("x")
+        live.on_trial_result(0, [], trial, {"step": 5, "accuracy": 0.5, "finished": finished})
+        live.on_trial_complete(0, [], trial)
+    assert len(list(tmp_path.glob("trials/*/model.safetensors"))) == 2
+    (stopped,) = tmp_path.glob("trials/*/checkpoint-*")
+    assert stopped.parent.name == "001"  # may be gone on with by hand
+
+
 def test_the_table_shows_what_runs_first_and_then_the_best(live: Any) -> None:
     from orpo_dist.sweeps.live import table
 
