@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from orpo_dist.ensembles.members import Member, refuse_different_vocabularies
+from orpo_dist.ensembles.members import Member, context_of, refuse_different_vocabularies
 from orpo_dist.scoring import causal_model
 
 AverageOf = Literal["probabilities", "logits"]
@@ -34,13 +34,16 @@ def mix_logits(logits: Sequence[Tensor], weights: Sequence[float], average_of: A
     """Logits of the averaged distribution, (..., V) in fp32 or better.
 
     probabilities: the mixture sum_m w_m p_m. logits: softmax of sum_m w_m z_m, which is the
-    normalised geometric mean of the members' distributions.
+    normalised geometric mean of the members' distributions. Either way equal members give back
+    their own logits, on whose scale and sign transformers' repetition penalty depends.
     """
     exact = [some.to(torch.promote_types(some.dtype, torch.float32)) for some in logits]
     if len(exact) == 1:
         return exact[0]
     if average_of == "probabilities":
-        return mix_logps([some.log_softmax(-1) for some in exact], weights)
+        scales = [w * some.logsumexp(-1, True) for w, some in zip(weights, exact, strict=True)]
+        mixed = mix_logps([some.log_softmax(-1) for some in exact], weights)
+        return mixed + torch.stack(scales).sum(0)
     return torch.stack([w * some for some, w in zip(exact, weights, strict=True)]).sum(0)
 
 
@@ -84,6 +87,9 @@ class AverageModel(PreTrainedModel, GenerationMixin):
         first = causal_model(members[0].handle.model)
         config = copy.deepcopy(first.config)
         config._attn_implementation = "sdpa"
+        contexts = [context_of(causal_model(member.handle.model)) for member in members]
+        if known := [context for context in contexts if context]:
+            config.get_text_config().max_position_embeddings = min(known)
         super().__init__(config)
         self.members, self.average_of = list(members), average_of
         self.generation_config = copy.deepcopy(first.generation_config)

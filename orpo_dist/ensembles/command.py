@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from orpo_dist.generation.command import add_prompt_flags, prompts_of
 from orpo_dist.generation.prompts import Prompt, prompt_lines, sampling_flags, sampling_options
 from orpo_dist.pages import output_path, write_output
 from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
 
 DECISIONS = ("average", "vote", "best_of")
 SOUPS = ("uniform", "weighted", "greedy", "linear", "ties", "dare_linear", "dare_ties")
@@ -82,6 +85,9 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     add_data_flags(parser)
 
 
+LOADING = ("mixed_precision", "trust_remote_code", "attention")  # of members, as flags
+
+
 def _soup_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="where to write the model")
     _member_flags(parser)
@@ -90,7 +96,7 @@ def _soup_flags(parser: argparse.ArgumentParser) -> None:
         "--density", type=float, default=0.5, help="share that ties and dare keep (default: 0.5)"
     )
     parser.add_argument("--seed", type=int, default=42, help="of what DARE drops (default: 42)")
-    add_data_flags(parser)
+    add_data_flags(parser, without=("mixed_precision", "trust_remote_code"))
 
 
 def _create_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +104,12 @@ def _create_flags(parser: argparse.ArgumentParser) -> None:
     _member_flags(parser)
 
 
-def _ensemble(options: argparse.Namespace, method: str, samples: int = 1) -> Any:
+def _ensemble(
+    options: argparse.Namespace,
+    method: str,
+    samples: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
     from orpo_dist.console import quieten_libraries
     from orpo_dist.ensembles.ensemble import load_ensemble
 
@@ -110,6 +121,7 @@ def _ensemble(options: argparse.Namespace, method: str, samples: int = 1) -> Any
         options.average_of,
         options.criterion,
         samples,
+        settings,
     )
 
 
@@ -173,7 +185,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not values.get("data_path"):
         raise UserError("data_path is missing: pass --data-path FILE")
     outputs = checked_outputs(options)
-    ensemble = _ensemble(options, options.method[0])
+    loading = {name: values[name] for name in LOADING if name in values}
+    ensemble = _ensemble(options, options.method[0], settings=loading)
     from orpo_dist.ensembles.evaluate import evaluate_ensemble
 
     found = evaluate_ensemble(ensemble, values["data_path"], options.method, values)
@@ -181,7 +194,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     from orpo_dist.evaluation.terminal import format_models
 
-    say_data(next(iter(found["models"].values()))["data"])
+    say_data(found)
     print(format_models(found))
     write_results(outputs, found, found)
     return 0
@@ -221,6 +234,9 @@ def _create(options: argparse.Namespace) -> int:
     from orpo_dist.ensembles.listing import FILE, find_members, write_listing
 
     members = find_members(options.members, options.weights)
+    for member in members:
+        if not Path(member.path).expanduser().is_dir():
+            logger.warning("%s: no such folder; taken for a model on the hub", member.path)
     folder = Path(options.folder).expanduser()
     if (folder / FILE).exists():
         raise UserError(f"{folder / FILE}: exists already; choose another folder")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from orpo_dist.ensembles.average import AverageModel, AverageOf
 from orpo_dist.ensembles.choose import Criterion, total_scores
 from orpo_dist.ensembles.listing import find_members
-from orpo_dist.ensembles.members import Member, load_members
+from orpo_dist.ensembles.members import Member, context_of, load_members
 from orpo_dist.handle import Prompt, TrainedModel
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.types import Pair, UserError
@@ -48,6 +49,10 @@ class Ensemble:
     samples: int = 1
 
     def __post_init__(self) -> None:
+        for name, kind in (("method", Method), ("average_of", AverageOf), ("criterion", Criterion)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise UserError(f"{name} {getattr(self, name)!r}: choose one of {known}")
         if self.method == "average":
             _ = self.averaged  # refuses different vocabularies at once
 
@@ -87,6 +92,8 @@ class Ensemble:
 
     def candidates(self, prompts: Sequence[Prompt], **options: Any) -> list[list[Candidate]]:
         """All answers to every prompt, with their scores, in the order of the members."""
+        if options.get("num_return_sequences", 1) != 1:
+            raise UserError(f"num_return_sequences: {self.method} writes one answer; set samples")
         if self.samples > 1 and not options.get("do_sample"):
             raise UserError(
                 f"samples {self.samples}: greedy answers are all the same; set a temperature"
@@ -120,14 +127,19 @@ class Ensemble:
             for at in range(0, len(answers), 2):  # two answers share the prompt
                 both = [answers[at], answers[min(at + 1, len(answers) - 1)]]
                 encoded = [handle.encoder.encode_answer(prompt, answer) for answer in both]
-                pairs.append(Pair(encoded[0][0], encoded[0][1], encoded[1][1]))
-                handle.check_length(len(encoded[0][0]) + max(len(ids) for _, ids in encoded))
+                ids = encoded[0][0]
+                handle.check_length(len(ids) + 1)
+                # One that was written up to the very end of the context is scored by what fits.
+                room = (context_of(handle.model) or sys.maxsize) - len(ids)
+                pairs.append(Pair(ids, encoded[0][1][:room], encoded[1][1][:room]))
             handle.model.eval()
             for number, pair in enumerate(pairs):
                 batch = scorer.collate([pair]).to(handle.model.device)
                 scored = scorer.score(handle.model, batch)
                 two = [scored.chosen_logp.item(), scored.rejected_logp.item()]
                 row[2 * number : 2 * number + 2] = two[: len(answers) - 2 * number]
+            if not np.isfinite(row).all():
+                raise UserError(f"{member.name}: scores NaN; its weights are not finite")
         return found
 
     def score(self, prompt: Prompt, completion: str) -> float:
@@ -138,6 +150,8 @@ class Ensemble:
         """
         if self.method == "average":
             return self.averaged.score(prompt, completion)
+        if len(self.members[0].handle.encoder.encode_answer(prompt, completion)[1]) < 2:
+            raise UserError("completion: is empty")
         return self._judged(prompt, [(completion, "")])[0].score
 
 
@@ -148,13 +162,15 @@ def load_ensemble(
     average_of: AverageOf = "probabilities",
     criterion: Criterion = "logp",
     samples: int = 1,
+    settings: Mapping[str, Any] | None = None,
 ) -> Ensemble:
     """Load an ensemble: a folder with an ``ensemble.json``, or its members one by one.
 
-    weights: one per member (default: the file's, or all alike). Raises ``UserError``.
+    weights: one per member (default: the file's, or all alike). settings: of ``ORPOConfig``, over
+    those of the members' runs, e.g. ``mixed_precision``. Raises ``UserError``.
     """
     names = [paths] if isinstance(paths, str | Path) else list(paths)
     listed = find_members([str(name) for name in names], weights)
     if samples < 1:
         raise UserError(f"samples {samples}: must be at least 1")
-    return Ensemble(load_members(listed), method, average_of, criterion, samples)
+    return Ensemble(load_members(listed, settings), method, average_of, criterion, samples)

@@ -16,7 +16,7 @@ from orpo_dist.ensembles.choose import Criterion, log_odds
 from orpo_dist.ensembles.ensemble import Ensemble, Method
 from orpo_dist.evaluation.evaluate import load_pairs, results, shared_config, token_budget
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
-from orpo_dist.evaluation.scores import ScoreTable, score_dataset, score_pairs
+from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset, score_pairs
 from orpo_dist.packing import PackedBatch, gather_scores
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -45,11 +45,14 @@ def evaluate_ensemble(
     member's run. Returns what ``evaluate_models`` returns; vote and best_of are no distributions,
     so they have no perplexity. Raises ``UserError``.
     """
+    ways = {m: replace(ensemble, method=m) for m in methods or [ensemble.method]}
+    for member in ensemble.members:
+        if member.name in EVERYTHING:
+            raise UserError(f"member {member.name}: is the name of a method; say ./{member.name}")
     scored = score_members(ensemble, data_path, settings, progress)
     tables = dict(zip([m.name for m in ensemble.members], scored.tables, strict=True))
     best = max(tables, key=lambda name: tables[name].correct.mean())
-    for method in methods or [ensemble.method]:
-        one = replace(ensemble, method=method)
+    for method, one in ways.items():
         if method == "average":
             tables[method] = average_table(one, scored.pairs[0], scored.configs[0], progress)
         else:
@@ -95,6 +98,7 @@ def score_members(
                 token_budget(config),
             )
         )
+        refuse_nan(found.tables[-1], member.name)
     return found
 
 

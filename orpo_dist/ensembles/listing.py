@@ -27,6 +27,8 @@ def find_members(paths: Sequence[str], weights: Sequence[float] | None = None) -
 
     weights: one per member, over those of the file. Raises ``UserError``.
     """
+    if not paths:
+        raise UserError("an ensemble needs at least one member")
     listed = [Listed(path) for path in paths]
     if len(paths) == 1 and (Path(paths[0]) / FILE).is_file():
         listed = read_listing(Path(paths[0]))
@@ -36,10 +38,18 @@ def find_members(paths: Sequence[str], weights: Sequence[float] | None = None) -
         listed = [Listed(one.path, weight) for one, weight in zip(listed, weights, strict=True)]
     for number, member in enumerate(listed):
         if not 0 < member.weight < float("inf"):
-            raise UserError(f"weights: {member.weight:g} of {member.path} must be above 0")
-        if member.path in [other.path for other in listed[:number]]:
+            raise UserError(
+                f"weights: {member.weight:g} of {member.path} must be above 0 and finite"
+            )
+        if _place(member.path) in [_place(other.path) for other in listed[:number]]:
             raise UserError(f"member {member.path}: is given twice")
     return listed
+
+
+def _place(path: str) -> str:
+    """A folder by its one true name; a hub id as it is."""
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
 
 
 def read_listing(folder: Path) -> list[Listed]:
@@ -61,10 +71,14 @@ def read_listing(folder: Path) -> list[Listed]:
 
 def write_listing(folder: Path, members: Sequence[Listed], **notes: Any) -> Path:
     """Write ``ensemble.json``; members inside the folder by relative paths, so that it can move."""
-    folder.mkdir(parents=True, exist_ok=True)
     entries = [{"path": _to_folder(folder, m.path), "weight": m.weight} for m in members]
     file = folder / FILE
-    file.write_text(json.dumps({"members": entries, **notes}, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps({"members": entries, **notes}, indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
     return file
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.config import ORPOConfig
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.handle import TrainedModel, load, run_config
-from orpo_dist.model import load_tokenizer
+from orpo_dist.model import load_tokenizer, resolve_precision
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -37,21 +38,29 @@ class Member:
         return self.handle
 
 
-def load_members(listed: Sequence[Listed]) -> list[Member]:
-    """Load every member; a base that several adapters share is loaded once."""
+def load_members(
+    listed: Sequence[Listed], settings: Mapping[str, Any] | None = None
+) -> list[Member]:
+    """Load every member; a base that several adapters share in one precision is loaded once.
+
+    settings: of ``ORPOConfig``, over those of every member's own run.
+    """
     total = sum(member.weight for member in listed)
-    bases: dict[str, Any] = {}
+    bases: dict[tuple[Any, ...], Any] = {}
     members: list[Member] = []
     for number, entry in enumerate(listed):
+        config = run_config(entry.path).replace(**(settings or {}))
         base, weight = _base_of(entry.path), entry.weight / total
+        key = (base, resolve_precision(config), config.quantization)
         if base is None:
-            members.append(Member(entry.path, load(entry.path), weight))
-        elif base not in bases:
-            handle = load(entry.path)
-            bases[base] = handle.model
+            members.append(Member(entry.path, load(entry.path, config), weight))
+        elif key not in bases:
+            handle = load(entry.path, config)
+            bases[key] = handle.model
             members.append(Member(entry.path, handle, weight, handle.model.active_adapter))
         else:
-            members.append(_another_adapter(entry.path, bases[base], f"member{number}", weight))
+            adapter = f"member{number}"
+            members.append(_another_adapter(entry.path, config, bases[key], adapter, weight))
     logger.info(_truth(members))
     return members
 
@@ -66,8 +75,9 @@ def _base_of(path: str) -> str | None:
         return None  # loading says what is wrong with it, if anything is
 
 
-def _another_adapter(path: str, model: Any, adapter: str, weight: float) -> Member:
-    config = run_config(path)
+def _another_adapter(
+    path: str, config: ORPOConfig, model: Any, adapter: str, weight: float
+) -> Member:
     tokenizer = load_tokenizer(path, config)
     try:
         model.load_adapter(str(Path(path).expanduser().resolve()), adapter_name=adapter)
@@ -88,19 +98,36 @@ def _truth(members: Sequence[Member]) -> str:
 def refuse_different_vocabularies(members: Sequence[Member]) -> None:
     """``UserError`` where token i is not the same word for all members."""
     first = members[0].handle
-    words, size = first.tokenizer.get_vocab(), _logits_of(first)
     for member in members[1:]:
-        if member.handle.tokenizer.get_vocab() != words or _logits_of(member.handle) != size:
+        other = member.handle
+        if not same_words(first.tokenizer, other.tokenizer) or _logits_of(other) != _logits_of(
+            first
+        ):
             raise UserError(
                 f"average: {member.name} has another vocabulary than {members[0].name}, so their "
                 "tokens cannot be averaged; use vote or best_of"
             )
-        if member.handle.tokenizer.chat_template != first.tokenizer.chat_template:
+        if template_of(other.tokenizer, other.config) != template_of(first.tokenizer, first.config):
             logger.warning(
                 "average: %s has another chat template than %s, whose template is used",
                 member.name,
                 members[0].name,
             )
+
+
+def same_words(first: Any, second: Any) -> bool:
+    """Whether token i is the same word for two tokenizers."""
+    return bool(first.get_vocab() == second.get_vocab())
+
+
+def template_of(tokenizer: Any, config: ORPOConfig) -> str | None:
+    """The chat template that a run's prompts are written by."""
+    return config.chat_template or tokenizer.chat_template
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens that a model takes; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _logits_of(handle: TrainedModel) -> int:

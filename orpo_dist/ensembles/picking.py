@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ def candidates_of(project: Path) -> list[Candidate]:
         settings = {name: value for name, value in point.settings.items() if name != "seed"}
         for trial in point.finished:
             folder = folder_of(point.project, trial.name)
-            if results.metric in trial.metrics and any(folder.glob("*.safetensors")):
+            known = math.isfinite(trial.metrics.get(results.metric, math.nan))
+            if known and any(folder.glob("*.safetensors")):
                 value = sign * trial.metrics[results.metric]
                 found.append(Candidate(str(folder), json.dumps(settings, default=str), value))
     if not found:

@@ -13,9 +13,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from orpo_dist.config import ORPOConfig
 from orpo_dist.ensembles.listing import Listed
-from orpo_dist.ensembles.members import load_members
+from orpo_dist.ensembles.members import Member, load_members, same_words, template_of
 from orpo_dist.folder import RunFolder, write_json
 from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.model import load_tokenizer, load_trained
@@ -53,6 +52,7 @@ def make_soup(
         raise UserError("greedy needs pairs to judge by: pass --data-path FILE")
     if not 0 < density <= 1:
         raise UserError(f"density {density:g}: must be above 0 and at most 1")
+    _refuse_other_words(members)
     if method in MERGES:
         model, recipe = _merged_adapters(members, method, density, seed)
     elif method == "greedy":
@@ -75,9 +75,28 @@ def _save(model: Any, first: str, folder: Path, recipe: dict[str, Any]) -> None:
     model.save_pretrained(folder)
     config = run_config(first)
     load_tokenizer(first, config).save_pretrained(folder)
-    RunFolder(folder).write_config(config.replace(peft=False, quantization=None, use_dora=False,
-                                                  merge_adapter=False))  # fmt: skip
+    whole = config.replace(
+        project_name=str(folder), peft=False, quantization=None, use_dora=False, merge_adapter=False
+    )
+    RunFolder(folder).write_config(whole)
     write_json(folder / "soup.json", recipe)
+
+
+def _refuse_other_words(members: Sequence[Listed]) -> None:
+    """``UserError`` where weights of members stand for different words; a template may differ."""
+    home = members[0].path
+    words = load_tokenizer(home, run_config(home))
+    for member in members[1:]:
+        other = load_tokenizer(member.path, run_config(member.path))
+        if not same_words(words, other):
+            raise UserError(
+                f"soup: {member.path} has another vocabulary than {home}, so their weights cannot "
+                "be averaged"
+            )
+        theirs = template_of(other, run_config(member.path))
+        if theirs != template_of(words, run_config(home)):
+            logger.warning("soup: %s has another chat template than %s, whose template the soup "
+                           "gets", member.path, home)  # fmt: skip
 
 
 def whole_model(path: str) -> Any:
@@ -126,9 +145,11 @@ def _weighted(members: Sequence[Listed], weights: Sequence[float]) -> tuple[Any,
 def _greedy(members: Sequence[Listed], judge: Judge) -> tuple[Any, dict[str, Any]]:
     """Members from best to worst, each kept if the soup does not get worse by it (recipe 1).
 
-    What is returned is, to the last bit, what was judged.
+    All are judged with the tokenizer and settings of the first given one, which the soup is saved
+    with: what is returned is, to the last bit, what was judged.
     """
-    alone = {m.path: judge(_handle(whole_model(m.path), m.path)) for m in members}
+    home = members[0].path
+    alone = {m.path: judge(_handle(whole_model(m.path), home)) for m in members}
     first, *others = sorted(alone, key=lambda path: -alone[path])  # ties in the given order
     model = whole_model(first)
     total = {name: tensor.clone() for name, tensor in _state(model, None, first).items()}
@@ -137,7 +158,7 @@ def _greedy(members: Sequence[Listed], judge: Judge) -> tuple[Any, dict[str, Any
     for path in others:
         state = _state(whole_model(path), total, path)
         more = {name: tensor + state[name] for name, tensor in total.items()}
-        found = judge(_handle(_fill(model, _scaled(more, 1 / (kept + 1))), path))
+        found = judge(_handle(_fill(model, _scaled(more, 1 / (kept + 1))), home))
         log.append({"path": path, "alone": alone[path], "with": found, "kept": found >= best})
         logger.info("%s: %.4f with it, %.4f before: %s", path, found, best,
                     "kept" if found >= best else "left out")  # fmt: skip
@@ -147,7 +168,7 @@ def _greedy(members: Sequence[Listed], judge: Judge) -> tuple[Any, dict[str, Any
 
 
 def _handle(model: Any, path: str) -> TrainedModel:
-    """The model where it computes fastest, ready to be judged."""
+    """The model where it computes fastest, ready to be judged as a model of ``path`` is."""
     config = run_config(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedModel(model.to(device).eval(), load_tokenizer(path, config), config, Path(path))
@@ -157,13 +178,9 @@ def _merged_adapters(
     members: Sequence[Listed], method: str, density: float, seed: int
 ) -> tuple[Any, dict[str, Any]]:
     """PEFT's ``add_weighted_adapter``, merged into the base."""
-    loaded = load_members(members)
+    loaded = load_members(members, {"mixed_precision": "none", "quantization": None})
     model = loaded[0].handle.model
-    if any(member.adapter is None or member.handle.model is not model for member in loaded):
-        raise UserError(
-            f"{method} merges adapters of one base, and not all members are that; use uniform, "
-            "weighted or greedy"
-        )
+    _refuse_unlike_adapters(loaded, method)
     torch.manual_seed(seed)  # DARE drops at random
     names = [str(member.adapter) for member in loaded]
     # PEFT scales A and B by the root of a weight each, then adds them (linear) or takes their mean
@@ -181,15 +198,37 @@ def _merged_adapters(
     return model.merge_and_unload().float(), {"members": named, **sparse}
 
 
+def _refuse_unlike_adapters(members: Sequence[Member], method: str) -> None:
+    """``UserError`` where PEFT would refuse to merge, or merge into something else."""
+    model = members[0].handle.model
+    others = "use uniform, weighted or greedy"
+    if any(member.adapter is None or member.handle.model is not model for member in members):
+        raise UserError(
+            f"{method} merges adapters of one base, and not all members are that; {others}"
+        )
+    configs = [model.peft_config[member.adapter] for member in members]
+    if any(config.use_dora for config in configs):  # PEFT leaves out DoRA's magnitudes
+        raise UserError(f"{method}: DoRA adapters cannot be merged; {others}")
+    layers = [adapted_layers(model, str(member.adapter)) for member in members]
+    if odd := next((m for m, some in zip(members, layers, strict=True) if some != layers[0]), None):
+        raise UserError(
+            f"{method}: {odd.name} adapts other layers than {members[0].name}; {others}"
+        )
+
+
+def adapted_layers(model: Any, adapter: str) -> set[str]:
+    """Names of the layers that an adapter changes."""
+    return {
+        name for name, module in model.named_modules() if adapter in getattr(module, "lora_A", ())
+    }
+
+
 def accuracy_judge(config_values: dict[str, Any], data_path: Sequence[str]) -> Judge:
     """Preference accuracy on held-out pairs, for greedy soups."""
     from orpo_dist.evaluation.evaluate import judge, shared_config
 
-    first: list[ORPOConfig] = []
-
     def accuracy(handle: TrainedModel) -> float:
-        first.append(handle.config)
-        config = shared_config(first[0], handle.config, config_values)
+        config = shared_config(handle.config, handle.config, config_values)
         return judge(handle, data_path, config).result["preference_accuracy"]
 
     return accuracy

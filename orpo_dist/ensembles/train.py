@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from orpo_dist.ensembles.listing import FILE
 from orpo_dist.types import UserError
 
 
@@ -33,6 +34,8 @@ def run_train(options: argparse.Namespace) -> int:
         raise UserError("ensemble train needs a sweep file, or --from-sweep with its folder")
     if options.top_k is not None and options.top_k < 1:
         raise UserError(f"--top-k {options.top_k}: must be at least 1")
+    if options.output is not None and (file := Path(options.output).expanduser() / FILE).exists():
+        raise UserError(f"{file}: exists already; choose another --output")
     if options.from_sweep is not None:
         _refuse_training_flags(options)
         return _collect(Path(options.from_sweep).expanduser(), options)

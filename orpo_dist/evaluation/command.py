@@ -41,7 +41,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write one page with plots")
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     """Which pairs, and how to read and score them."""
     from orpo_dist.config.flags import add_config_flags
 
@@ -50,7 +50,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         groups=("data",),
         also=("batch_size", "attention", "mixed_precision", "trust_remote_code",
               "max_tokens_per_microbatch"),
-        without=("valid_data_path", "data_weights", "data_temperature"),
+        without=("valid_data_path", "data_weights", "data_temperature", *without),
     )  # fmt: skip
 
 
@@ -62,22 +62,25 @@ def run_evaluate(options: argparse.Namespace) -> int:
     values = config_values(options)
     build_config(values)  # mistakes in flags, before anything is loaded
     outputs = checked_outputs(options)
-    if options.tasks and not (values.get("data_path") or options.text):
+    tasks = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    if tasks:
+        from orpo_dist.evaluation.harness import find_tasks
+
+        find_tasks(tasks, options.tasks_path)
+    if tasks and not (values.get("data_path") or options.text):
         found: dict[str, Any] = {"models": {name: {} for name in options.model}, "comparisons": []}
     else:
         found = _on_data(options, values)
-    if options.tasks:
-        _on_tasks(options, found)
+    if tasks:
+        _on_tasks(tasks, options, found)
     if rank_among_others():
         return 0
-    from orpo_dist.evaluation.terminal import format_evaluation, format_models
+    from orpo_dist.evaluation.terminal import format_evaluation, format_models, format_tasks
 
     one = found["models"][options.model[0]]
     many = len(options.model) > 1
     print(format_models(found) if many else format_evaluation(one))
-    if options.tasks:
-        from orpo_dist.evaluation.harness import format_tasks
-
+    if tasks:
         print(format_tasks(found))
     write_results(outputs, found if many else one, found)
     return 0
@@ -92,18 +95,17 @@ def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str
     texts = TextSettings(tuple(options.text), options.text_window, options.text_stride)
     found = evaluate_models(options.model, values.get("data_path", []), values, texts=texts)
     if not rank_among_others():
-        say_data(next(iter(found["models"].values())).get("data"))
+        say_data(found)
     return found
 
 
-def _on_tasks(options: argparse.Namespace, found: dict[str, Any]) -> None:
+def _on_tasks(tasks: list[str], options: argparse.Namespace, found: dict[str, Any]) -> None:
     from orpo_dist.console import quieten_libraries
     from orpo_dist.evaluation.harness import run_tasks
 
     quieten_libraries()
-    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     for model, result in found["models"].items():
-        result["tasks"] = run_tasks(model, names, options.tasks_path, options.tasks_limit)
+        result["tasks"] = run_tasks(model, tasks, options.tasks_path, options.tasks_limit)
 
 
 def checked_outputs(options: argparse.Namespace) -> dict[str, Any]:
@@ -128,13 +130,22 @@ def write_results(outputs: dict[str, Any], content: Any, found: dict[str, Any]) 
         write_output("html", outputs["html"], evaluation_page(found))
 
 
-def say_data(report: dict[str, Any] | None) -> None:
-    """What a person has to hear about the data."""
+def say_data(found: Mapping[str, Any]) -> None:
+    """What a person has to hear about the data, as ``evaluate_models`` has read them.
+
+    Of a further model only what is not the same as of the first: its tokenizer cuts differently.
+    """
     from orpo_dist.data.report import skip_sentence, truncation_sentences
 
-    if report is None:
-        return
-    if sentence := skip_sentence(report):
-        logger.warning(sentence)
-    for _, sentence in truncation_sentences(report):
-        logger.warning(sentence)
+    said: list[str] = []
+    for name, result in found["models"].items():
+        report = result.get("data")
+        if report is None:
+            continue
+        skipped = skip_sentence(report)
+        sentences = [skipped] if skipped else []
+        sentences += [sentence for _, sentence in truncation_sentences(report)]
+        for sentence in sentences:
+            if sentence not in said:
+                logger.warning("%s: %s" if said else "%.0s%s", name, sentence)
+        said = said or [*sentences, ""]

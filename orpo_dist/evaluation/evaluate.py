@@ -14,10 +14,11 @@ from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
-from orpo_dist.evaluation.scores import ScoreTable, score_dataset
+from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
 from orpo_dist.evaluation.statistics import headline, summarise
 from orpo_dist.evaluation.text import NO_TEXTS, TextSettings, text_perplexity
 from orpo_dist.handle import TrainedModel, load, run_config
+from orpo_dist.model import locate
 from orpo_dist.types import UserError
 
 # Of a model's own run, also where several are judged by the data settings of the first.
@@ -74,6 +75,7 @@ def judge(
         config.attention,
         token_budget(config),
     )
+    refuse_nan(table, handle.path)
     return Judged({**results(table, pairs), **read}, pairs, table)
 
 
@@ -110,7 +112,9 @@ def evaluate_models(
     and bootstrap intervals. A comparison that cannot be made holds only ``why_not``.
     """
     names = list(models)
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    places = [locate(name) for name in names]
+    twice = next((n for n, place in zip(names, places, strict=True) if places.count(place) > 1), "")
+    if twice:
         raise UserError(f"model {twice}: is given twice")
     first: Judged | None = None
     configs = [run_config(name) for name in names]

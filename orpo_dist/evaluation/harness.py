@@ -6,22 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from orpo_dist import runtime
-from orpo_dist.evaluation.terminal import short
 from orpo_dist.handle import load
 from orpo_dist.types import UserError
 
 
-def run_tasks(
-    model: str, tasks: Sequence[str], tasks_path: str | None = None, limit: int | None = None
-) -> dict[str, dict[str, Any]]:
-    """The harness's metrics by task. tasks_path: a folder of further task definitions.
+def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:
+    """The harness's ``TaskManager``. tasks_path: a folder of further task definitions.
 
     Raises ``UserError`` without the harness, for unknown tasks, and in a launch of several
     processes, which the harness would have to share out itself.
     """
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
@@ -33,6 +28,17 @@ def run_tasks(
     for task in tasks:
         if not manager.match_tasks([task]):
             raise UserError(f"tasks {task}: lm-evaluation-harness has no such task")
+    return manager
+
+
+def run_tasks(
+    model: str, tasks: Sequence[str], tasks_path: str | None = None, limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """The harness's metrics by task; ``UserError`` as in ``find_tasks``."""
+    manager = find_tasks(tasks, tasks_path)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     handle = load(model)
     judged = HFLM(pretrained=handle.model, tokenizer=handle.tokenizer, batch_size=8)
     try:
@@ -43,19 +49,3 @@ def run_tasks(
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"tasks {','.join(tasks)}: cannot be run ({reason})") from error
     return {name: dict(metrics) for name, metrics in found["results"].items()}
-
-
-def format_tasks(found: dict[str, Any]) -> str:
-    """One line per model, task and metric."""
-    lines = []
-    for model, result in found["models"].items():
-        for task, metrics in result["tasks"].items():
-            for name, value in metrics.items():
-                if isinstance(value, float) and "stderr" not in name:
-                    metric = name.partition(",")[0]
-                    error = metrics.get(name.replace(metric, f"{metric}_stderr", 1))
-                    spread = f" ± {error:.4f}" if isinstance(error, float) else ""
-                    lines.append(
-                        f"{short(model, found['models'])}: {task} {metric} {value:.4f}{spread}"
-                    )
-    return "\n".join(lines)

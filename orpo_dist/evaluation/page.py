@@ -5,7 +5,12 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from orpo_dist.evaluation.terminal import comparison_sentence, short, text_sentence
+from orpo_dist.evaluation.terminal import (
+    comparison_sentence,
+    format_tasks,
+    short,
+    text_sentence,
+)
 from orpo_dist.pages import page, table
 from orpo_dist.report import inline_svg
 
@@ -24,6 +29,7 @@ def evaluation_page(found: dict[str, Any]) -> str:
         for name, result in results.items()
         for text in result.get("texts", [])
     ]
+    sentences += format_tasks(found).splitlines()
     body += "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
     return page("Evaluation", body)
 

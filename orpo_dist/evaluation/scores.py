@@ -16,7 +16,7 @@ from orpo_dist.batching import Plan
 from orpo_dist.data import PairDataset
 from orpo_dist.objective import log_odds_ratio
 from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair, PairScores
+from orpo_dist.types import Pair, PairScores, UserError
 
 SCORED = ("chosen_logp", "rejected_logp", "nll_sum")
 
@@ -63,6 +63,15 @@ class ScoreTable:
     def only(self, rows: np.ndarray) -> ScoreTable:
         """The rows of a mask or of indices."""
         return ScoreTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def refuse_nan(table: ScoreTable, name: object) -> None:
+    """``UserError`` where a model has no opinion: its training has diverged."""
+    lost = ~np.isfinite(table.margin)
+    if lost.any():
+        raise UserError(
+            f"{name}: {lost.sum()} of {len(table)} pairs score NaN; its weights are not finite"
+        )
 
 
 def score_dataset(

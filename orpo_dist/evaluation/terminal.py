@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 HEAD = f"{'pairs':>7}{'accuracy':>10}{'95 % interval':>18}{'perplexity':>12}{'margin':>9}"
-WIDTH = 20
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
     """The result of one model."""
     lines: list[str] = []
     if "pairs" in result:
-        lines.append(" " * WIDTH + HEAD)
-        lines += [
-            _row(name, part) for name, part in {"all": result, **result["categories"]}.items()
-        ]
+        rows = [("all", result), *result["categories"].items()]
+        width = max(len(name) for name, _ in rows) + 2
+        lines.append(" " * width + HEAD)
+        lines += [_row(name, part, width) for name, part in rows]
         lines += ["", length_sentence(result["length_bias"]), sure_sentence(result["calibration"])]
     lines += [text_sentence(text) for text in result.get("texts", [])]
     return "\n".join(lines)
@@ -43,11 +42,11 @@ def short(name: str, names: Any) -> str:
     return last if len(alike) == 1 else name
 
 
-def _row(name: str, part: dict[str, Any], width: int = WIDTH) -> str:
+def _row(name: str, part: dict[str, Any], width: int) -> str:
     interval = f"{part['accuracy_low']:.3f} – {part['accuracy_high']:.3f}"
     perplexity = "–" if part["perplexity"] is None else f"{part['perplexity']:.2f}"
     return (
-        f"{name[: width - 1]:<{width}}{part['pairs']:>7}{part['preference_accuracy']:>10.3f}"
+        f"{name:<{width}}{part['pairs']:>7}{part['preference_accuracy']:>10.3f}"
         f"{interval:>18}{perplexity:>12}{part['mean_margin']:>+9.3f}"
     )
 
@@ -95,3 +94,19 @@ def comparison_sentence(entry: dict[str, Any], names: Any) -> str:
         f"McNemar p = {entry['p_value']:.3g}{adjusted}; margin {entry['margin_difference']:+.3f} "
         f"({entry['margin_difference_low']:+.3f} to {entry['margin_difference_high']:+.3f})"
     )
+
+
+def format_tasks(found: dict[str, Any]) -> str:
+    """One line per model, task and metric."""
+    lines = []
+    for model, result in found["models"].items():
+        for task, metrics in result.get("tasks", {}).items():
+            for name, value in metrics.items():
+                if isinstance(value, float) and "stderr" not in name:
+                    metric = name.partition(",")[0]
+                    error = metrics.get(name.replace(metric, f"{metric}_stderr", 1))
+                    spread = f" ± {error:.4f}" if isinstance(error, float) else ""
+                    lines.append(
+                        f"{short(model, found['models'])}: {task} {metric} {value:.4f}{spread}"
+                    )
+    return "\n".join(lines)

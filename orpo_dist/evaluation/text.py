@@ -44,7 +44,7 @@ def text_perplexity(
     Bits per byte compare models of different tokenizers, perplexities do not. Raises ``UserError``.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # line ends as they are
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"text {path}: cannot be read ({error})") from error
     ids = handle.encoder.text_ids(text)
@@ -65,11 +65,13 @@ def text_perplexity(
 
 def _sizes(handle: TrainedModel, settings: TextSettings) -> tuple[int, int]:
     context = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
-    window = settings.window or min(WINDOW, context or WINDOW)
+    window = min(WINDOW, context or WINDOW) if settings.window is None else settings.window
+    if window < 2:
+        raise UserError(f"text-window {window}: must be at least 2 tokens")
     if context and window > context:
         raise UserError(f"text-window {window}: is over the model's context of {context} tokens")
-    stride = settings.stride or max(1, window // 2)
-    if not (window >= 2 and 1 <= stride < window):
+    stride = window // 2 if settings.stride is None else settings.stride
+    if not 1 <= stride < window:
         raise UserError(
             f"text-stride {stride}: must be at least 1 and below the window of {window} tokens"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from orpo_dist import UserError, evaluate_model, load
 from orpo_dist.cli import main
 from orpo_dist.evaluation import ScoreTable, evaluate_models
 from orpo_dist.evaluation.paired import bootstrap_interval, compare, holm
-from orpo_dist.evaluation.statistics import calibration, distribution, length_bias, summarise
+from orpo_dist.evaluation.statistics import (
+    calibration,
+    distribution,
+    headline,
+    length_bias,
+    summarise,
+)
+from orpo_dist.evaluation.terminal import format_evaluation
 from orpo_dist.evaluation.text import TextSettings, windows
 from orpo_dist.intervals import newcombe_interval
 from tests.conftest import DEMO
@@ -216,6 +224,29 @@ def test_models_that_skip_different_rows_are_not_compared(
     assert set(comparison) == {"first", "second", "why_not"}
 
 
+def test_a_category_called_all_and_long_ones_are_rows_of_their_own() -> None:
+    part = headline(table([-1, -2], [-2, -3]))
+    names = ["all", "a category with a rather long name", "a category with a rather long tail"]
+    result = {**summarise(table([-1, -2], [-2, -1])), "categories": dict.fromkeys(names, part)}
+    lines = format_evaluation(result).splitlines()
+    assert [line.partition("  ")[0] for line in lines[1:5]] == ["all", *names]
+    assert "0.500" in lines[1] and "1.000" in lines[2]
+
+
+def test_what_is_cut_for_a_further_model_only_is_said_with_its_name(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model_dir, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 48}))
+    words = ["evaluate", str(tiny_model_dir), str(short), "--data-path", EVAL]
+    with caplog.at_level("WARNING"):
+        assert main(words) == 0
+    assert f"{short}: skipped 3 of 64 rows" in caplog.messages[-3]
+    assert not any(message.startswith(f"{tiny_model_dir}:") for message in caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -225,6 +256,8 @@ def test_models_that_skip_different_rows_are_not_compared(
             "text-window 1000: is over the model's context",
         ),
         (["--text", EVAL, "--text-window", "9", "--text-stride", "9"], "text-stride 9: must be"),
+        (["--text", EVAL, "--text-window", "0"], "text-window 0: must be at least 2 tokens"),
+        (["--text", EVAL, "--text-stride", "0"], "text-stride 0: must be at least 1"),
         ([], "data_path is missing"),
         (["--data-path", EVAL, "--json", "a/b/c.json"], "json a/b/c.json: its folder"),
         (["--data-path", EVAL, "--json", "./x", "--html", "./x"], "same file"),
@@ -240,7 +273,7 @@ def test_mistakes_are_one_line(
 
 def test_the_same_model_twice_is_a_mistake(tiny_model_dir: Path) -> None:
     with pytest.raises(UserError, match="is given twice"):
-        evaluate_models([str(tiny_model_dir)] * 2, EVAL)
+        evaluate_models([str(tiny_model_dir), f"{tiny_model_dir}/."], EVAL)
 
 
 def test_standard_tasks_through_the_harness(tiny_model_dir: Path, tmp_path: Path) -> None:

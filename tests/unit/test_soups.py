@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from orpo_dist import UserError, evaluate_model, load
 from orpo_dist.cli import main
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.ensembles.soups import make_soup
-from tests.conftest import DEMO
+from tests.conftest import DEMO, disturbed
 
 EVAL = str(DEMO / "eval.jsonl")
 
@@ -103,6 +104,75 @@ def test_sparse_merges_repeat_and_differ_from_their_members(
     assert torch.equal(a[key], b[key])
     assert torch.equal(a[key], c[key]) == (method == "ties")  # only DARE draws lots
     assert not torch.allclose(a[key], alone[key], atol=1e-4)
+
+
+def adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """An adapter of the base, disturbed as by a training."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lora = LoraConfig(**{"r": 2, "target_modules": "all-linear", **settings}, task_type="CAUSAL_LM")
+    disturbed(get_peft_model(model, lora), 5).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties"])
+def test_merges_that_peft_gets_wrong_are_refused(
+    method: Any, tiny_model_dir: Path, adapter_dirs: list[Path], tmp_path: Path
+) -> None:
+    plain = adapter_dirs[0]
+    dora = adapter(tiny_model_dir, tmp_path / "dora", use_dora=True)
+    with pytest.raises(UserError, match="DoRA adapters cannot be merged; use uniform"):
+        make_soup(listed([plain, dora]), tmp_path / "soup", method)
+    some = adapter(tiny_model_dir, tmp_path / "some", target_modules=["q_proj"])
+    with pytest.raises(UserError, match="some adapts other layers than"):
+        make_soup(listed([plain, some]), tmp_path / "soup", method)
+
+
+def test_merges_are_computed_in_fp32(adapter_dirs: list[Path], tmp_path: Path) -> None:
+    found = []
+    for precision in ("bf16", "none"):
+        member = tmp_path / precision
+        shutil.copytree(adapter_dirs[0], member)
+        (member / "config.yaml").write_text(f"mixed_precision: {precision}\n")
+        (tmp_path / f"{precision}-twin").symlink_to(member)
+        folder = tmp_path / f"soup-{precision}"
+        make_soup(listed([member, tmp_path / f"{precision}-twin"]), folder, "linear")
+        found.append(weights(folder))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_another_vocabulary_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_dir, other)
+    words = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(UserError, match="other has another vocabulary than"):
+        make_soup(listed([tiny_model_dir, other]), tmp_path / "soup")
+
+
+def test_greedy_judges_by_the_template_that_the_soup_is_saved_with(
+    tiny_model_dir: Path, other_model_dirs: list[Path], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    other = tmp_path / "other"
+    shutil.copytree(other_model_dirs[0], other)
+    (other / "config.yaml").write_text("chat_template: none\n")
+    judged = []
+
+    def judge(handle: Any) -> float:
+        judged.append(handle.encoder.prompt_ids("Hi"))
+        return 0.5 + 0.1 * len(judged)  # the later the better: the other comes first
+
+    with caplog.at_level("WARNING"):
+        make_soup(listed([tiny_model_dir, other]), tmp_path / "soup", "greedy", judge)
+    saved = load(tmp_path / "soup").encoder.prompt_ids("Hi")
+    assert all(ids == saved for ids in judged) and saved != load(other).encoder.prompt_ids("Hi")
+    assert "other has another chat template" in caplog.text
 
 
 def test_greedy_soup_is_never_below_the_best_member(
