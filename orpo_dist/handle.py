@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -10,13 +12,16 @@ import torch
 
 from orpo_dist.config import ORPOConfig, load_config
 from orpo_dist.data import Encoder, Limits
-from orpo_dist.data.rows import Message
+from orpo_dist.data.rows import REASONS, Message, Unusable
 from orpo_dist.folder import RunFolder, read_json
 from orpo_dist.model import load_tokenizer, load_trained
 from orpo_dist.padding import pad_pairs, padded_scores
 from orpo_dist.types import Pair, UserError
 
 Prompt = str | list[Message]
+
+# What a model's generation_config.json must not decide: ``generate`` returns one text per prompt.
+SHAPE = {"num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 @dataclass
@@ -35,7 +40,8 @@ class TrainedModel:
     @torch.no_grad()
     def score(self, prompt: Prompt, completion: str) -> float:
         """Mean log-probability per token (nats) of ``completion`` and its end, given ``prompt``."""
-        ids, answer = self.encoder.encode_answer(prompt, completion)
+        with self._readable():
+            ids, answer = self.encoder.encode_answer(prompt, completion)
         if len(answer) < 2:
             raise UserError("completion: is empty")
         self.check_length(len(ids) + len(answer))
@@ -55,28 +61,56 @@ class TrainedModel:
         """Answer one prompt (text or messages) or a list of prompts, greedily by default.
 
         options: any of transformers' generation parameters, e.g. ``do_sample=True, top_p=0.9``.
+        With ``num_return_sequences`` over 1 the answer is one list, a prompt's texts side by side.
         """
+        if options.get("return_dict_in_generate"):
+            raise UserError("return_dict_in_generate: answers are texts; use model.generate for it")
         single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], dict))
         prompts = [prompt] if single else prompt
-        rows = [self.encoder.prompt_ids(one) for one in prompts]
+        if not prompts:
+            return []
+        rows = [self.prompt_ids(one) for one in prompts]
         width = max(map(len, rows))
         self.check_length(width + max_new_tokens)
         pad = self.tokenizer.pad_token_id
         device = self.model.device
         stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
         self.model.eval()
-        output = self.model.generate(
-            input_ids=torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device),
-            attention_mask=torch.tensor(
-                [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device
-            ),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=sorted(stops),
-            **{"do_sample": False, "use_cache": True, **options},
-        )
+        with self._finite():
+            output = self.model.generate(
+                input_ids=torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device),
+                attention_mask=torch.tensor(
+                    [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device
+                ),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=sorted(stops),
+                **{**SHAPE, "do_sample": False, "use_cache": True, **options},
+            )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return texts[0] if single else texts
+        return texts[0] if single and len(texts) == 1 else texts
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """What generation starts from; ``UserError`` if the chat template refuses the messages."""
+        with self._readable():
+            return self.encoder.prompt_ids(prompt)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except Unusable as unusable:
+            raise UserError(f"model {self.path}: {REASONS[unusable.reason]}") from unusable
+
+    @contextlib.contextmanager
+    def _finite(self) -> Iterator[None]:
+        """One sentence for what torch says when it shall draw from NaN."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise UserError(f"model {self.path}: its weights or logits are not finite") from error
 
     def check_length(self, tokens: int) -> None:
         """Raises ``UserError`` if so many tokens are over the model's context."""

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.folder import read_json
 from orpo_dist.generation.prompts import Prompt, read_prompts, sampling_flags, sampling_options
 from orpo_dist.pages import output_path, write_output
 from orpo_dist.types import UserError
@@ -49,8 +50,7 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: is out of range")
     sampling = sampling_options(options)
-    output = output_path("output", options.output)
-    key = Path(options.key) if options.key else _key_of(output)
+    output, key = _checked_outputs(options)
     from orpo_dist.compare.page import comparison_page
     from orpo_dist.compare.sheet import make_sheet
 
@@ -58,13 +58,34 @@ def run_compare(options: argparse.Namespace) -> int:
     sheet = make_sheet((options.models[0], options.models[1]), prompts, answers, options.seed)
     if same := len(prompts) - len(sheet.items):
         logger.info("%d prompts left out, which both answer alike", same)
+    _refuse_other_key(key, comparison=sheet.id)
     try:
-        sheet.write_key(output_path("key", str(key)))
+        sheet.write_key(key)
     except OSError as error:
         raise UserError(f"key {key}: cannot be written ({error.strerror})") from error
     write_output("output", output, comparison_page(sheet))
     print(f"{output}: {len(sheet.items)} comparisons; {key} says who wrote what: keep it apart")
     return 0
+
+
+def _checked_outputs(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the page and its key go, before anything is loaded."""
+    output = output_path("output", options.output)
+    key = output_path("key", options.key or str(_key_of(output)))
+    if output.resolve() == key.resolve():
+        raise UserError("output and key name the same file; choose another for one of them")
+    _refuse_other_key(key, a=options.models[0], b=options.models[1])
+    return output, key
+
+
+def _refuse_other_key(key: Path, **same: str) -> None:
+    """Only the key of the same comparison is written over: ratings under way need theirs."""
+    content = read_json(key)
+    if key.exists() and any(content.get(name) != value for name, value in same.items()):
+        raise UserError(
+            f"key {key}: belongs to another comparison; choose another --output or --key, or "
+            "delete it if no ratings are under way"
+        )
 
 
 def _key_of(page: Path) -> Path:
@@ -79,7 +100,9 @@ def _answers(
 
     written = {name: read_answers(Path(name)) for name in options.models if name.endswith(".jsonl")}
     if options.prompts:
-        prompts = read_prompts([], options.prompts, options.prompt_text_column, options.system)
+        prompts = read_prompts(
+            [], options.prompts, options.prompt_text_column, options.system, flag="prompts"
+        )
     elif written:
         known = [set(answers) for answers in written.values()]
         prompts = [prompt for text, (prompt, _) in next(iter(written.values())).items()

@@ -11,7 +11,7 @@
   // Ratings outlive a closed window, where the browser lets a file remember anything.
   const remember = () => {
     try {
-      localStorage.setItem(store, JSON.stringify({ rater: rater.value, ratings }));
+      localStorage.setItem(store, JSON.stringify({ rater: rater.value, ratings, saved }));
     } catch (error) { /* the file that is saved at the end does not need it */ }
   };
   const recall = () => {
@@ -19,6 +19,7 @@
       const kept = JSON.parse(localStorage.getItem(store));
       if (!kept || kept.ratings.length !== items.length) return;
       rater.value = kept.rater;
+      saved = Boolean(kept.saved);
       kept.ratings.forEach((rating, n) => Object.assign(ratings[n], rating));
     } catch (error) { /* nothing was kept */ }
   };
@@ -64,6 +65,7 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     saved = true;
+    remember();
     show();
   };
 
@@ -79,7 +81,8 @@
     const typing = event.target === rater;
     if (typing && event.key === "Enter") rater.blur();
     if (typing || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
-    if (Object.hasOwn(keys, event.key)) { event.preventDefault(); keys[event.key](); }
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;  // caps lock
+    if (Object.hasOwn(keys, key)) { event.preventDefault(); keys[key](); }
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");

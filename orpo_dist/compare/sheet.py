@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.generation.prompts import Prompt, prompt_lines
+from orpo_dist.generation.prompts import Prompt, prompt_lines, text_lines
 from orpo_dist.types import UserError
 
 
@@ -38,13 +38,14 @@ class Sheet:
     @property
     def id(self) -> str:
         """A fingerprint of all that a rater can see; ratings name it."""
-        seen = [(item.prompt, *item.sides) for item in self.items]
-        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+        return _fingerprint([(item.prompt, *item.sides) for item in self.items])
 
     def write_key(self, path: Path) -> None:
-        """The only place that says who wrote what."""
+        """The only place that says who wrote what. Its digest covers that too, so unlike ``id`` it
+        must not get onto the page."""
         content = {"comparison": self.id, "a": self.names[0], "b": self.names[1],
                    "items": [vars(item) for item in self.items]}  # fmt: skip
+        content["digest"] = _fingerprint(content)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -54,12 +55,21 @@ class Sheet:
             content = json.loads(path.read_text(encoding="utf-8"))
             items = tuple(Item(**entry) for entry in content["items"])
             sheet = cls((content["a"], content["b"]), items)
-            unchanged = sheet.id == content["comparison"]
+            digest = content.pop("digest", None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"key {path}: cannot be read ({error})") from error
-        if not unchanged:
-            raise UserError(f"key {path}: does not fit its own answers; it was changed")
+        if digest is None:
+            raise UserError(
+                f"key {path}: an older version wrote it, without a digest to check it by; make the "
+                "same comparison again to write it anew"
+            )
+        if digest != _fingerprint(content):
+            raise UserError(f"key {path}: does not fit its own digest; it was changed")
         return sheet
+
+
+def _fingerprint(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def make_sheet(
@@ -91,7 +101,7 @@ def read_answers(path: Path) -> dict[str, tuple[Prompt, str]]:
     """Answers in a file of ``generate --json`` or ``ensemble generate --json``, by prompt."""
     found: dict[str, tuple[Prompt, str]] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"answers {path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):

@@ -40,41 +40,47 @@ def chat(
         elif line.startswith("/"):
             print(HELP, file=sys.stderr)
         elif line:
-            for speaker, talk in zip(speakers, talks, strict=True):
+            for number, speaker in enumerate(speakers):
                 if len(speakers) > 1:
                     print(f"[{speaker.name}]")
-                talk.append({"role": "user", "content": line})
-                talk.append({"role": "assistant", "content": _reply(speaker, talk, options)})
+                try:
+                    talks[number] = _turn(speaker, talks[number], line, options)
+                except UserError as error:  # of this line alone: the talk goes on without it
+                    print(f"error: {error}", file=sys.stderr)
 
 
 def _begin(system: str | None) -> list[dict[str, str]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def _reply(speaker: Speaker, talk: list[dict[str, str]], options: dict[str, Any]) -> str:
-    """Say the answer word by word, and return it."""
+def _turn(
+    speaker: Speaker, talk: list[dict[str, str]], line: str, options: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Say the answer to a line word by word; returns the talk with both."""
     from transformers import TextStreamer
 
-    _fit(speaker, talk, options["max_new_tokens"])
-    streamed = {}
-    if options.get("num_beams", 1) == 1:  # beams are not known before they end
-        streamed["streamer"] = TextStreamer(
+    options = {"num_beams": 1, **options}
+    talk = _fit(speaker, [*talk, {"role": "user", "content": line}], options["max_new_tokens"])
+    if options["num_beams"] > 1:  # beams are not known before they end
+        answer = speaker.answer(talk, **options)
+        print(answer)
+    else:
+        streamer = TextStreamer(
             speaker.handle.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-    answer = speaker.answer(talk, **options, **streamed)
-    if not streamed:
-        print(answer)
-    return answer
+        answer = speaker.answer(talk, **options, streamer=streamer)
+    return [*talk, {"role": "assistant", "content": answer}]
 
 
-def _fit(speaker: Speaker, talk: list[dict[str, str]], room: int) -> None:
-    """Drop the oldest turns until the conversation and its answer fit the context."""
+def _fit(speaker: Speaker, talk: list[dict[str, str]], room: int) -> list[dict[str, str]]:
+    """The talk without its oldest turns, as far as it and its answer outgrow the context."""
     first = int(talk[0]["role"] == "system")
     while True:
+        tokens = len(speaker.handle.prompt_ids(talk))
         try:
-            speaker.handle.check_length(len(speaker.handle.encoder.prompt_ids(talk)) + room)
-            return
+            speaker.handle.check_length(tokens + room)
+            return talk
         except UserError:
             if len(talk) - first < 3:
                 raise
-            del talk[first : first + 2]
+            talk = talk[:first] + talk[first + 2 :]

@@ -11,18 +11,24 @@ from orpo_dist.types import UserError
 
 Prompt = str | list[dict[str, str]]
 
+COLUMN = "prompt"  # the default of --prompt-text-column
+
 
 def read_prompts(
-    texts: Sequence[str], file: str | None, column: str = "prompt", system: str | None = None
+    texts: Sequence[str],
+    file: str | None,
+    column: str = COLUMN,
+    system: str | None = None,
+    flag: str = "prompts-file",
 ) -> list[Prompt]:
     """The prompts given as texts, then those of a file, each once. system: a message before each.
 
     file: text with a prompt a line, or rows (JSON, JSONL, CSV, Parquet) with a column of prompts as
-    text or messages; preference data will do. Raises ``UserError``.
+    text or messages; preference data will do. flag: which named the file. Raises ``UserError``.
     """
     prompts: list[Prompt] = list(texts)
     if file is not None:
-        prompts += _from_file(file, column)
+        prompts += _from_file(file, column, flag)
     if not prompts:
         raise UserError("nothing to answer: pass --prompt TEXT or --prompts-file FILE")
     if system is not None:
@@ -38,36 +44,46 @@ def with_system(prompt: Prompt, system: str) -> Prompt:
     return [{"role": "system", "content": system}, *messages]
 
 
-def _from_file(file: str, column: str) -> list[Prompt]:
+def _from_file(file: str, column: str, flag: str) -> list[Prompt]:
     path = Path(file).expanduser()
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind in ("jsonl", "json", "csv", "parquet"):
-        return _from_rows(path, column)
+        return _from_rows(path, column, flag)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        found: list[Prompt] = [line for line in text_lines(path) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts-file {file}: cannot be read ({error})") from error
-    return [line for line in lines if line.strip()]
+        raise UserError(f"{flag} {file}: cannot be read ({error})") from error
+    if not found:
+        raise UserError(f"{flag} {file}: holds no prompts")
+    return found
 
 
-def _from_rows(path: Path, column: str) -> list[Prompt]:
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file; unlike ``splitlines`` not cut at U+2028 and its like, which models
+    write inside of a text."""
+    return path.read_text(encoding="utf-8-sig").split("\n")
+
+
+def _from_rows(path: Path, column: str, flag: str) -> list[Prompt]:
     from orpo_dist.data.rows import REASONS, Columns, Unusable, parse_prompt, parse_row
     from orpo_dist.data.sources import read_file
 
     if not path.is_file():
-        raise UserError(f"prompts-file {path}: cannot be read (no such file)")
+        raise UserError(f"{flag} {path}: cannot be read (no such file)")
     found: list[Prompt] = []
     for origin, row in read_file(path):
         try:
             if isinstance(row, dict) and row.get(column) is not None:
                 found.append(parse_prompt(row[column]))
+            elif isinstance(row, dict) and column not in (COLUMN, *row):  # asked for by name
+                raise Unusable("missing_column")
             else:  # preferences whose sides hold the prompt
                 found.append(parse_row(row, Columns(prompt=column)).prompt)
         except Unusable as unusable:
             why = REASONS[unusable.reason]
             if unusable.reason == "missing_column":
                 why = f"has no column '{column}'"
-            raise UserError(f"prompts-file {origin}: {why}") from unusable
+            raise UserError(f"{flag} {origin}: {why}") from unusable
     return found
 
 
@@ -100,12 +116,17 @@ def sampling_options(options: Any) -> dict[str, Any]:
         ("top_k", options.top_k >= 0),
         ("repetition_penalty", options.repetition_penalty > 0),
         ("num_beams", options.num_beams >= 1),
-        ("seed", options.seed >= 0),
+        ("seed", 0 <= options.seed < 2**32),
     ):
         if not good:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {getattr(options, name)}: is out of range")
-    found: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
+    # Defaults too: what is left out, the model's generation_config.json decides.
+    found: dict[str, Any] = {
+        "max_new_tokens": options.max_new_tokens,
+        "repetition_penalty": options.repetition_penalty,
+        "num_beams": options.num_beams,
+    }
     if options.temperature > 0:
         found |= {
             "do_sample": True,
@@ -113,8 +134,6 @@ def sampling_options(options: Any) -> dict[str, Any]:
             "top_p": options.top_p,
             "top_k": options.top_k,
         }
-    if options.repetition_penalty != 1:
-        found["repetition_penalty"] = options.repetition_penalty
-    if options.num_beams > 1:
-        found["num_beams"] = options.num_beams
+    elif options.top_p != 1 or options.top_k != 0:
+        raise UserError("--top-p and --top-k: need a --temperature above 0; else nothing is drawn")
     return found

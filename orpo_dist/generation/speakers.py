@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from orpo_dist.generation.prompts import Prompt
 from orpo_dist.handle import TrainedModel, load
+from orpo_dist.model import locate
 from orpo_dist.types import UserError
 
 
@@ -32,8 +33,10 @@ def speakers(path: str, beside: str | None = None) -> list[Speaker]:
     """The model at ``path``, after the one that it shall stand beside.
 
     beside: a model, or "base" for the one that it was fine-tuned from; the base of an adapter is
-    the same model with the adapter switched off.
+    the same model with the adapter switched off. Raises ``UserError`` if both are one model.
     """
+    if beside == path or (beside not in (None, "base") and locate(beside) == locate(path)):
+        raise UserError(f"beside {beside}: is the same model as {path}; name another")
     handle = load(path)
     own = Speaker(path, handle)
     if beside is None:
@@ -60,7 +63,7 @@ def answers(
     """The answers to the prompts, in their order; prompts of like length share a batch."""
     shown = None if progress and len(prompts) > 1 else True
     found: dict[int, str] = {}
-    lengths = [len(speaker.handle.encoder.prompt_ids(prompt)) for prompt in prompts]
+    lengths = [len(speaker.handle.prompt_ids(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda n: lengths[n])
     bar = tqdm(total=len(prompts), desc=speaker.name[-30:], unit=" answers", disable=shown)
     with bar:

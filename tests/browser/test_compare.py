@@ -129,6 +129,21 @@ def test_ratings_outlive_the_window(visit: Any) -> None:
     assert "1 of 3 rated" in page.locator("#progress").inner_text()
 
 
+def test_a_reload_knows_what_is_saved_and_caps_lock_does_not_matter(
+    visit: Any, tmp_path: Path
+) -> None:
+    page = visit(sheet_of(1))
+    progress = page.locator("#progress")
+    page.locator("#rater").fill("Ada")
+    page.locator("#rater").press("Enter")
+    page.keyboard.press("ArrowRight")
+    page.reload()
+    assert "1 of 1 rated, now save" in progress.inner_text()
+    saved(page, tmp_path, lambda: page.keyboard.press("S"))
+    page.reload()
+    assert "you are done" in progress.inner_text()
+
+
 def test_hostile_answers_are_shown_and_do_nothing(visit: Any) -> None:
     sheet = make_sheet(("a", "b"), EVIL, [EVIL, [f"{text}!" for text in EVIL]], 0)
     assert any("\ufffd" in item.a for item in sheet.items)  # of a zero byte, HTML makes nothing

@@ -79,8 +79,20 @@ def test_the_key_is_read_back_and_checked(tmp_path: Path) -> None:
     sheet, path = sheet_of(), tmp_path / "key.json"
     sheet.write_key(path)
     assert Sheet.read_key(path) == sheet
+    whole = json.loads(path.read_text())
+    assert whole["digest"] not in comparison_page(sheet)  # it would tell guesses from the truth
     path.write_text(path.read_text().replace("a answers 3", "something else"))
     with pytest.raises(UserError, match="it was changed"):
+        Sheet.read_key(path)
+    first, *others = whole["items"]
+    turned = {**first, "a": first["b"], "b": first["a"], "swapped": not first["swapped"]}
+    for edit in ({"a": whole["b"], "b": whole["a"]}, {"items": [turned, *others]}):
+        path.write_text(json.dumps({**whole, **edit}))
+        with pytest.raises(UserError, match="it was changed"):
+            Sheet.read_key(path)
+    del whole["digest"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="an older version wrote it"):
         Sheet.read_key(path)
     path.write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
@@ -192,6 +204,29 @@ def test_command_from_models_to_tally(
     assert f"b = {other_model_dirs[0]}" in capsys.readouterr().out
 
 
+def answers_file(path: Path, *answers: str) -> str:
+    rows = [{"prompt": f"p{n}", "answer": text} for n, text in enumerate(answers)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    return str(path)
+
+
+def test_another_comparison_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        answers_file(tmp_path / f"{name}.jsonl", name, f"{name}\u2028{name}") for name in "ab"
+    )
+    page, key = tmp_path / "page.html", tmp_path / "page.key.json"
+    assert main(["compare", first, second, "--output", str(page)]) == 0
+    before = key.read_text(), page.read_text()
+    assert "a\u2028a" in before[1]
+    assert main(["compare", first, second, "--output", str(page)]) == 0
+    for words in ([first, "./not-even-read.jsonl"], [first, second, "--seed", "1"]):
+        assert main(["compare", *words, "--output", str(page)]) == 2
+        assert f"key {key}: belongs to another comparison" in capsys.readouterr().err
+        assert (key.read_text(), page.read_text()) == before
+
+
 def test_answers_from_files(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "answer": "1"}, {"prompt": [{"role": "user", "content": "y"}],
             "answers": {"m": "2"}}, {"prompt": "z", "answer": "3"}]  # fmt: skip
@@ -219,7 +254,10 @@ def test_answers_from_files(tmp_path: Path) -> None:
     [
         (["a"], "needs two models"),
         (["a", "b"], "prompts is missing"),
-        (["a", "b", "--prompts", "./none"], "prompts-file ./none"),
+        (["a", "b", "--prompts", "./none"], "prompts ./none"),
+        (["a", "b", "--prompts", "/dev/null"], "prompts /dev/null: holds no prompts"),
+        (["a", "b", "--output", "./x", "--key", "./y/../x"], "output and key name the same file"),
+        (["a", "b", "--key", "./no/key.json"], "key no/key.json: its folder does not exist"),
         (["a", "b", "--prompts", "p", "--limit", "0"], "--limit 0"),
         (["a", "b", "--prompts", "p", "--output", "./no/page.html"], "its folder does not exist"),
         (["--tally", "r.json", "--key", "./none.json"], "key none.json: cannot be read"),

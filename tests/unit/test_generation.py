@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from orpo_dist.cli import main
 from orpo_dist.generation.chat import chat
 from orpo_dist.generation.prompts import prompt_lines, read_prompts
 from orpo_dist.generation.speakers import answers, speakers
-from tests.conftest import DEMO
+from tests.conftest import CHATML, DEMO
 
 SHORT = ("--max-new-tokens", "6")
 
@@ -35,6 +36,8 @@ def test_prompts_from_every_place(tmp_path: Path, write_rows: Callable[..., Path
     assert read_prompts(["x"], None, system="Be brief.") == [
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
     ]
+    text.write_bytes("a\u2028b\u0085c\r\nd".encode())
+    assert read_prompts([], str(text)) == ["a\u2028b\u0085c", "d"]
     assert prompt_lines([hi]) == "Hi"
     assert prompt_lines([hi, {"role": "assistant", "content": "Yo"}]) == "user: Hi\nassistant: Yo"
 
@@ -51,6 +54,18 @@ def test_a_bad_row_is_named(row: Any, part: str, write_rows: Callable[..., Path]
     with pytest.raises(UserError, match="prompts-file") as mistake:
         read_prompts([], str(write_rows([{"prompt": "good"}, row])))
     assert part in str(mistake.value)
+
+
+def test_a_file_without_prompts_and_a_mistyped_column_are_named(
+    tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    with pytest.raises(UserError, match=r"^prompts-file .*empty\.txt: holds no prompts$"):
+        read_prompts(["one"], str(empty))
+    row = {"prompt": "x", "chosen": "It is so.", "rejected": "It is not."}
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: has no column 'promt'"):
+        read_prompts([], str(write_rows([row])), column="promt")
 
 
 def test_answers_of_a_batch_are_those_of_single_prompts(tiny_model_dir: Path) -> None:
@@ -89,6 +104,9 @@ def test_another_model_beside(
     assert f"[{other_model_dirs[0]}]" in capsys.readouterr().out
     assert main([*words, "--beside"]) == 2
     assert "does not say what it was trained from" in capsys.readouterr().err
+    for same in (str(tiny_model_dir), f"{tiny_model_dir}/"):
+        assert main([*words, "--beside", same]) == 2
+        assert f"beside {same}: is the same model" in capsys.readouterr().err
 
 
 def test_sampling_repeats_with_its_seed(
@@ -110,6 +128,9 @@ def test_sampling_repeats_with_its_seed(
     [
         (["--temperature", "-1"], "--temperature -1.0: is out of range"),
         (["--top-k", "-1"], "--top-k -1: is out of range"),
+        (["--top-k", "5"], "need a --temperature above 0"),
+        (["--top-p", "0.9", "--temperature", "0"], "need a --temperature above 0"),
+        (["--seed", str(2**32)], f"--seed {2**32}: is out of range"),
         (["--batch-size", "0"], "--batch-size 0: is out of range"),
         (["--chat"], "--chat takes its prompts from the keyboard"),
         (["--json", "./no/where"], "json no/where: its folder"),
@@ -151,7 +172,9 @@ def test_chat_remembers_forgets_and_ends(
     assert asked[2][2]["content"] in said
 
 
-def test_a_long_conversation_loses_its_oldest_turns(tiny_model_dir: Path) -> None:
+def test_a_long_conversation_loses_its_oldest_turns(
+    tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (speaker,) = speakers(str(tiny_model_dir))
     lines = iter(["word " * 100] * 5 + ["/quit"])
     asked: list[int] = []
@@ -164,9 +187,71 @@ def test_a_long_conversation_loses_its_oldest_turns(tiny_model_dir: Path) -> Non
     speaker.handle.generate = spy  # type: ignore[method-assign]
     chat([speaker], {"max_new_tokens": 4}, None, lambda _: next(lines))
     assert asked[0] == 1 and asked[-1] < 9 and asked[-1] % 2 == 1
-    lines = iter(["word " * 1000])
-    with pytest.raises(UserError, match="context"):
-        chat([speaker], {"max_new_tokens": 4}, None, lambda _: next(lines))
+    asked.clear()
+    lines = iter(["Hello", "word " * 1000, "And you?", "/quit"])
+    chat([speaker], {"max_new_tokens": 4}, None, lambda _: next(lines))
+    assert asked == [1, 3]  # the line in between is forgotten, what stood before it is not
+    assert "over the model's context" in capsys.readouterr().err
+
+
+def altered(folder: Path, model: Path, name: str, text: str) -> str:
+    """A copy of a model folder with one file written anew."""
+    shutil.copytree(model, folder)
+    (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_flags_decide_not_the_generation_config(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"num_beams": 3, "repetition_penalty": 5.0, "return_dict_in_generate": True}
+    model = altered(tmp_path / "m", tiny_model_dir, "generation_config.json", json.dumps(settings))
+    said = []
+    for path in (str(tiny_model_dir), model):
+        assert main(["generate", path, "--prompt", "Hello", *SHORT]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    lines = iter(["Hello", "/quit"])
+    chat(speakers(model), {"max_new_tokens": 4}, None, lambda _: next(lines))
+    captured = capsys.readouterr()
+    assert captured.out.strip() and "error" not in captured.err
+
+
+def test_a_template_that_refuses_is_named(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    model = altered(tmp_path / "m", tiny_model_dir, "chat_template.jinja", picky + CHATML)
+    reason = f"model {model}: the chat template does not accept these messages"
+    assert main(["generate", model, "--prompt", "Hi", "--system", "Be nice.", *SHORT]) == 2
+    assert capsys.readouterr().err == f"orpo-dist: error: {reason}\n"
+    lines = iter(["Hi", "/quit"])
+    chat(speakers(model), {"max_new_tokens": 4}, "Be nice.", lambda _: next(lines))
+    assert reason in capsys.readouterr().err
+    system = [{"role": "system", "content": "Be nice."}]
+    with pytest.raises(UserError, match="does not accept"):
+        load(model).score(system, "Yes")
+    with pytest.raises(UserError, match="does not accept"):
+        load(model).generate(system)
+
+
+def test_weights_that_are_not_finite(tiny_model: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "m")
+    tiny_model.lm_head.weight.data.fill_(float("nan"))
+    tiny_model.save_pretrained(model)
+    with pytest.raises(UserError, match=r"m: its weights or logits are not finite$"):
+        load(model).generate("Hi", do_sample=True)
+
+
+def test_the_handle_returns_all_texts_or_none(tiny_model_dir: Path) -> None:
+    handle = load(tiny_model_dir)
+    several = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 3}
+    texts = handle.generate("Hello", **several)
+    assert len(set(texts)) == 3
+    assert handle.generate(["Hello", "Why?"], **several)[:3] == texts
+    assert handle.generate([]) == []
+    with pytest.raises(UserError, match="return_dict_in_generate"):
+        handle.generate("Hello", return_dict_in_generate=True)
 
 
 def test_prompts_of_the_demo_data(tiny_model_dir: Path, tmp_path: Path) -> None:
