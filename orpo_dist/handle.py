@@ -40,8 +40,7 @@ class TrainedModel:
     @torch.no_grad()
     def score(self, prompt: Prompt, completion: str) -> float:
         """Mean log-probability per token (nats) of ``completion`` and its end, given ``prompt``."""
-        with self._readable():
-            ids, answer = self.encoder.encode_answer(prompt, completion)
+        ids, answer = self.encode_answer(prompt, completion)
         if len(answer) < 2:
             raise UserError("completion: is empty")
         self.check_length(len(ids) + len(answer))
@@ -90,6 +89,11 @@ class TrainedModel:
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return texts[0] if single and len(texts) == 1 else texts
 
+    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of prompt and answer, its end included; ``UserError`` as ``prompt_ids``."""
+        with self._readable():
+            return self.encoder.encode_answer(prompt, answer)
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What generation starts from; ``UserError`` if the chat template refuses the messages."""
         with self._readable():
@@ -114,7 +118,7 @@ class TrainedModel:
 
     def check_length(self, tokens: int) -> None:
         """Raises ``UserError`` if so many tokens are over the model's context."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(self.model)
         if context and tokens > context:
             raise UserError(
                 f"prompt and answer take {tokens} tokens, over the model's context of {context}"
@@ -125,6 +129,11 @@ class TrainedModel:
         from transformers import pipeline
 
         return pipeline("text-generation", model=self.model, tokenizer=self.tokenizer, **options)
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens that a model takes; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def run_config(path: str | Path) -> ORPOConfig:

@@ -169,7 +169,8 @@ def inline_svg(figure: Any) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+    # Text stays text, a dollar sign in it too.
+    with matplotlib.rc_context({"svg.fonttype": "none", "text.parse_math": False}):
         figure.savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 

@@ -18,7 +18,8 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from orpo_dist.ensembles.members import Member, context_of, refuse_different_vocabularies
+from orpo_dist.ensembles.members import Member, refuse_different_vocabularies
+from orpo_dist.handle import context_of
 from orpo_dist.scoring import causal_model
 
 AverageOf = Literal["probabilities", "logits"]

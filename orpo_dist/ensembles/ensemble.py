@@ -15,8 +15,8 @@ import torch
 from orpo_dist.ensembles.average import AverageModel, AverageOf
 from orpo_dist.ensembles.choose import Criterion, total_scores
 from orpo_dist.ensembles.listing import find_members
-from orpo_dist.ensembles.members import Member, context_of, load_members
-from orpo_dist.handle import Prompt, TrainedModel
+from orpo_dist.ensembles.members import Member, load_members
+from orpo_dist.handle import Prompt, TrainedModel, context_of
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.types import Pair, UserError
 
@@ -126,7 +126,7 @@ class Ensemble:
             pairs = []
             for at in range(0, len(answers), 2):  # two answers share the prompt
                 both = [answers[at], answers[min(at + 1, len(answers) - 1)]]
-                encoded = [handle.encoder.encode_answer(prompt, answer) for answer in both]
+                encoded = [handle.encode_answer(prompt, answer) for answer in both]
                 ids = encoded[0][0]
                 handle.check_length(len(ids) + 1)
                 # One that was written up to the very end of the context is scored by what fits.
@@ -150,7 +150,7 @@ class Ensemble:
         """
         if self.method == "average":
             return self.averaged.score(prompt, completion)
-        if len(self.members[0].handle.encoder.encode_answer(prompt, completion)[1]) < 2:
+        if len(self.members[0].handle.encode_answer(prompt, completion)[1]) < 2:
             raise UserError("completion: is empty")
         return self._judged(prompt, [(completion, "")])[0].score
 

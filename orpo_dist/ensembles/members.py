@@ -125,10 +125,5 @@ def template_of(tokenizer: Any, config: ORPOConfig) -> str | None:
     return config.chat_template or tokenizer.chat_template
 
 
-def context_of(model: Any) -> int | None:
-    """Tokens that a model takes; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def _logits_of(handle: TrainedModel) -> int:
     return int(handle.model.config.get_text_config().vocab_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from orpo_dist.sweeps.metrics import METRICS
+from orpo_dist.sweeps.records import out_of_time
 from orpo_dist.sweeps.results import Estimate, Point, Results
 from orpo_dist.sweeps.space import Choice, shown
 
@@ -100,8 +101,7 @@ def _edges(results: Results, best: Point) -> list[str]:
         if parameter.name == "seed":  # no seed is better than another
             continue
         value = best.settings.get(parameter.name)
-        tried = {p.settings[parameter.name] for p in results.points if parameter.name in p.settings}
-        numbers = {v for v in tried if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        numbers = results.numbers(parameter.name)
         if len(numbers) < 3 or value not in (min(numbers), max(numbers)):
             continue
         lowest = 0 if parameter.name in ("orpo_alpha", "warmup_ratio", "weight_decay") else None
@@ -138,7 +138,10 @@ def _endings(results: Results) -> list[str]:
         reasons = Counter(t.why for t in results.trials if t.status == "failed")
         named = "; ".join(f"{number} × {why}" for why, number in reasons.most_common(3))
         said.append(f"{counts['failed']} of {len(results.trials)} trials failed: {named}.")
-    unfinished = counts["interrupted"] + counts["running"] + counts["waiting"]
-    if unfinished:
-        said.append(f"{unfinished} trials are not over: go on with --resume.")
+    waiting = counts["interrupted"] + counts["running"] + counts["waiting"] + results.not_started
+    if waiting:
+        total, budget = len(results.trials) + results.not_started, results.sweep.time_budget
+        never = f" ({results.not_started} have not started)" if results.not_started else ""
+        more = "" if budget is None else f"; where its {out_of_time(budget)} is over, with more"
+        said.append(f"{waiting} of {total} trials are not over{never}: go on with --resume{more}.")
     return said

@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import secrets
+import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,10 +33,12 @@ def prepare_environment() -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("sweeps need Ray: pip install 'orpo_dist[ray]'")
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.pop("RAY_ADDRESS", None)  # empty is not an address
         # Its word for "this machine only": without it Ray listens on the machine's own address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        if "RAY_AUTH_MODE" not in os.environ:  # and others on it may not use what we start
+        # And others on it may not use what we start; where Ray is imported it has read the mode.
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         # This machine is not one of many that could be taken away: no process to watch for that.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -67,6 +71,7 @@ def connect() -> bool:
         "configure_logging": True,
     }
     if "RAY_ADDRESS" in os.environ:
+        _require_listener(os.environ["RAY_ADDRESS"])
         try:
             ray.init(**common)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
@@ -85,6 +90,20 @@ def connect() -> bool:
         **common,
     )
     return True
+
+
+def _require_listener(address: str) -> None:
+    """``UserError`` where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and "/" not in host):
+        return  # auto, ray://…: Ray knows how to find out
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS {address}: nothing listens there ({error}); start Ray there, or unset it "
+            "to run on this machine"
+        ) from error
 
 
 def capacities() -> list[Resources]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_dist.exits import EXIT_CRASH
 from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from orpo_dist.failure import say
     from orpo_dist.sweeps.driver import SweepInterrupted, sweep
     from orpo_dist.sweeps.page import REPORT
+    from orpo_dist.sweeps.results import read_results
 
     try:
         sweep(
@@ -76,8 +78,9 @@ def run_sweep(options: argparse.Namespace) -> int:
     except SweepInterrupted as stop:
         say(str(stop))
         return stop.exit_code
-    print(Path(config.project_name).expanduser().resolve() / REPORT)
-    return 0
+    project = Path(config.project_name).expanduser().resolve()
+    print(project / REPORT)
+    return 0 if read_results(project).best is not None else EXIT_CRASH
 
 
 def sweep_of(options: argparse.Namespace) -> SweepConfig:
@@ -90,7 +93,12 @@ def sweep_of(options: argparse.Namespace) -> SweepConfig:
         for key, value in vars(options).items()
         if key.startswith("sweep.")
     }
-    return load_sweep(options.sweep, config_values(options), own)
+    base = config_values(options)
+    config = load_sweep(options.sweep, base, own)
+    if searched := [name for name in base if name in config.search_space]:
+        flag = "--" + searched[0].replace("_", "-")
+        raise UserError(f"{flag}: this sweep searches {searched[0]}; leave it out")
+    return config
 
 
 def _number(value: Any) -> Any:

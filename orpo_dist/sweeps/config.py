@@ -20,6 +20,7 @@ from orpo_dist.types import UserError
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
 POPULATION = ("pbt", "pb2")  # change the settings of a trial while it runs
+CHANGEABLE = ("lr", "weight_decay", "orpo_alpha", "max_grad_norm")  # from a checkpoint on
 PAUSING = (*POPULATION, "hyperband", "bohb")  # stop trials and go on with them later
 REPEAT = "__trial_index__"  # of Ray's Repeater: which of the trials with these settings
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -121,6 +122,10 @@ class SweepConfig(BaseModel):
             return points
         return [{**point, "seed": seed} for point in points for seed in self.seeds]
 
+    @cached_property
+    def number_of_trials(self) -> int:
+        return self.num_samples * self.repeats if self.proposes else len(self.points())
+
     @property
     def seeds(self) -> list[int]:
         first = int(self.base.get("seed", ORPOConfig.model_fields["seed"].default))
@@ -198,10 +203,19 @@ def _check_together(sweep: SweepConfig, space: Space) -> None:
         raise UserError(f"searcher {searcher} proposes points and walks no grid: use choice")
     if len(sweep.metric) > 1 and (searcher != "optuna" or scheduler != "none"):
         raise UserError("several metrics need searcher optuna and no scheduler")
+    if len(sweep.metric) > 1 and sweep.repeats > 1:
+        raise UserError("several metrics cannot be averaged over repeats: set repeats to 1")
     if sweep.proposes and sweep.repeats > 1 and scheduler != "none":
         raise UserError(f"repeats with searcher {searcher} need scheduler none")
     if scheduler in POPULATION and (sweep.proposes or any(p.when for p in space)):
         raise UserError(f"scheduler {scheduler} needs searcher random and a space without when")
+    if scheduler in POPULATION:
+        for name in space.names:
+            if name not in CHANGEABLE:
+                raise UserError(
+                    f"space.{name}: cannot change while a trial trains, as scheduler {scheduler} "
+                    f"would have it; it changes {', '.join(CHANGEABLE)}"
+                )
     if not space.names and sweep.repeats == 1:
         raise UserError("space: is empty, and repeats is 1: there is nothing to compare")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import signal
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_dist.config import ORPOConfig
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
-from orpo_dist.folder import RunFolder
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.cluster import (
     capacities,
@@ -23,14 +24,19 @@ from orpo_dist.sweeps.cluster import (
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.files import dump_sweep, load_sweep
 from orpo_dist.sweeps.page import write_page
-from orpo_dist.sweeps.records import Trial, folder_of, read_trials
-from orpo_dist.sweeps.refine import refined
+from orpo_dist.sweeps.records import (
+    OUT_OF_TIME,
+    Trial,
+    forget_failures,
+    read_trials,
+    settle_records,
+)
+from orpo_dist.sweeps.refine import refined, refuse_unrefinable
 from orpo_dist.sweeps.results import FILE, read_results
 from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
 from orpo_dist.sweeps.space import Settings, shown
 from orpo_dist.sweeps.stopping import StopSignals
 from orpo_dist.sweeps.tuning import check_tuning, param_space, scheduler, searcher
-from orpo_dist.sweeps.worker import FAILURE
 from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +49,9 @@ MAY_CHANGE = (
     "resources_per_worker", "placement", "max_concurrent_trials", "max_failures", "time_budget",
     "keep_models",
 )  # fmt: skip
+LIMITS = ("max_concurrent_trials", "max_failures", "time_budget", "keep_models")  # Ray keeps these
+# Settings of a sweep that no run has, so that they can only be meant for the sweep.
+OWN_SETTINGS = set(SweepConfig.model_fields) - set(ORPOConfig.model_fields) - {"base", "space"}
 STATE = "ray"  # what Ray keeps of a sweep, in the sweep's folder
 
 
@@ -65,32 +74,38 @@ def sweep(
     """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid`` of the last stage.
 
     source: a sweep file, the name of a shipped one, or its content. base: settings of every trial
-    that win over the file's. resume: go on with a sweep that was interrupted, keeping what is
+    that win over the file's, and of the sweep itself where a run has none of that name
+    (``repeats=3``). resume: go on with a sweep that was interrupted, keeping what is
     finished; a new one starts where there is none. retry_failed: its failed trials as well.
     stages: 2 and more add finer sweeps around the best point so far.
     Raises ``UserError``, and ``SweepInterrupted`` after Ctrl-C, SIGTERM or SIGUSR1.
     """
     if project_name is not None:
         base["project_name"] = project_name
-    if not isinstance(source, SweepConfig):
-        source = load_sweep(source, base)
-    elif base:
-        source = load_sweep(source.model_dump(), base)
+    own = {name: base.pop(name) for name in list(base) if name in OWN_SETTINGS}
+    content = source.model_dump() if isinstance(source, SweepConfig) else source
+    if base or own or not isinstance(source, SweepConfig):
+        source = load_sweep(content, base, own)
+    assert isinstance(source, SweepConfig)
     prepare_environment()
     check_tuning(source)
     refuse_unfit(source)
+    if stages > 1:
+        refuse_unrefinable(source)
     project = Path(source.project_name).expanduser().resolve()
     going_on = open_project(project, source, resume)
     ours = connect()
     try:
         prepare_shared(source)
-        grid = _run(source, project, project, going_on, retry_failed)
+        grid = _run(source, project, project, going_on, retry_failed, last=stages == 1)
         for stage in range(2, stages + 1):
             folder = project / f"stage-{stage}"
             begun = resume and (folder / FILE).exists()
             finer = load_sweep(folder / FILE) if begun else refined(read_results(project), stage)
+            refuse_unfit(finer)
+            prepare_shared(finer)
             going_on = open_project(folder, finer, resume)
-            grid = _run(finer, folder, project, going_on, retry_failed)
+            grid = _run(finer, folder, project, going_on, retry_failed, last=stage == stages)
     finally:
         if ours:
             import ray
@@ -100,27 +115,52 @@ def sweep(
 
 
 def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
-    """Make the folder ready; whether there is a sweep in it to go on with.
+    """Make the folder ready; whether to go on with what Ray has kept of a sweep in it.
 
-    Raises ``UserError`` where there is one and ``resume`` is off, or where it is another sweep. One
-    that has not come to a trial leaves nothing to lose.
+    Otherwise Ray begins anew over the same trials: those that are over only report their ends
+    (``trial.settled_report``), others go on from their checkpoints. So what limits a sweep may be
+    changed, but for a searcher or a population, whose knowledge Ray alone has. Raises ``UserError``
+    where there is a sweep and ``resume`` is off, or where it is another one. One that has not come
+    to a trial leaves nothing to lose.
     """
-    file = project / FILE
-    if file.exists() and read_trials(project):
+    file, state = project / FILE, project / STATE
+    known, ray_goes_on = read_trials(project), False
+    if file.exists() and known:
         if not resume:
             raise UserError(
                 f"project_name {project}: already holds a sweep; choose another name, or go on "
                 "with --resume"
             )
-        _require_same(load_sweep(file), config, project)
+        before = load_sweep(file)
+        _require_same(before, config, project)
+        if (state / "tuner.pkl").exists():
+            ray_goes_on = _ray_goes_on(before, config, known, project)
     elif not file.exists() and project.exists() and any(project.iterdir()):
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
         project.mkdir(parents=True, exist_ok=True)
         file.write_text(dump_sweep(config), encoding="utf-8")
+        if not ray_goes_on and state.exists():
+            shutil.rmtree(state)
     except OSError as error:
         raise UserError(f"project_name {project}: cannot be written ({error.strerror})") from error
-    return resume and (project / STATE / "tuner.pkl").exists()
+    return ray_goes_on
+
+
+def _ray_goes_on(before: SweepConfig, now: SweepConfig, known: list[Trial], project: Path) -> bool:
+    """Whether what Ray has kept serves a sweep that goes on; ``UserError`` where it would have to
+    and cannot."""
+    why = next((name for name in LIMITS if getattr(before, name) != getattr(now, name)), None)
+    if any(trial.why.startswith(OUT_OF_TIME) for trial in known if not trial.over):
+        why = "time_budget"
+    if why is not None and (now.proposes or now.scheduler_name in PAUSING):
+        kind = "searcher" if now.proposes else "scheduler"
+        name = now.searcher_name if now.proposes else now.scheduler_name
+        raise UserError(
+            f"project_name {project}: {kind} {name} goes on with the {why} that it was started "
+            "with; choose another name for a new sweep"
+        )
+    return why is None
 
 
 def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
@@ -140,7 +180,12 @@ def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
 
 
 def _run(
-    config: SweepConfig, folder: Path, project: Path, going_on: bool, retry_failed: bool
+    config: SweepConfig,
+    folder: Path,
+    project: Path,
+    going_on: bool,
+    retry_failed: bool,
+    last: bool,
 ) -> ResultGrid:
     """One stage in its folder; the page is that of the whole project."""
     at_once, worker = concurrent_trials(config)
@@ -151,25 +196,17 @@ def _run(
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's hints are about its own defaults
         grid = tuner.fit()
-    trials = settle_records(folder)
+    trials = settle_records(folder, config.time_budget if stop.number is None else None)
     write_page(project)
     for sentence in advise(read_results(project)):
         logger.info(sentence)
-    if stop.number is not None and not all(trial.over for trial in trials):
+    over = sum(trial.over for trial in trials) == config.number_of_trials
+    if stop.number is not None and not (over and last):
         code = EXIT_REQUEUE if stop.number == signal.SIGUSR1 else EXIT_INTERRUPTED
         raise SweepInterrupted(
             "the sweep was stopped; go on with the same command and --resume", code
         )
     return grid
-
-
-def forget_failures(folder: Path) -> None:
-    """Let failed trials start again from their newest checkpoints."""
-    for trial in read_trials(folder):
-        if trial.status == "failed":
-            (folder_of(folder, trial.name) / FAILURE).unlink(missing_ok=True)
-            trial.status, trial.why = "waiting", ""
-            trial.save(folder)
 
 
 def _tuner(
@@ -206,7 +243,7 @@ def _tuner(
             mode=None if several else mode,
             search_alg=searcher(config),
             scheduler=scheduler(config),
-            num_samples=config.num_samples * config.repeats if config.proposes else 1,
+            num_samples=config.number_of_trials if config.proposes else 1,
             max_concurrent_trials=at_once if named else None,
             time_budget_s=config.time_budget,
             trial_name_creator=_namer(config, named),
@@ -245,21 +282,9 @@ def tell_what_runs(
     config: SweepConfig, at_once: int, worker: dict[str, float], project: Path
 ) -> None:
     """One line of derived truth."""
-    number = config.num_samples * config.repeats if config.proposes else len(config.points())
     each = ", ".join(f"{amount:g} {name}" for name, amount in worker.items() if amount)
     logger.info(
         "%d trials, %d at once, each %d × %s with %s; %s %s; into %s",
-        number, at_once, config.workers_per_trial, config.engine_of({}), each,
+        config.number_of_trials, at_once, config.workers_per_trial, config.engine_of({}), each,
         next(iter(config.metrics)), next(iter(config.metrics.values())), project,
     )  # fmt: skip
-
-
-def settle_records(project: Path) -> list[Trial]:
-    """The trials of a sweep that is not running: what was not over is interrupted."""
-    trials = read_trials(project)
-    for trial in trials:
-        if not trial.over and trial.status != "interrupted":
-            trial.status = "interrupted"
-            trial.save(project)
-            RunFolder(folder_of(project, trial.name)).update_run(status="interrupted")
-    return trials

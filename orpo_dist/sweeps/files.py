@@ -43,8 +43,8 @@ def load_sweep(
 
     base, settings: win over what its base and it itself hold.
 
-    ``base`` may name a run's YAML instead of holding settings. Paths that exist beside the sweep
-    file are those files. Raises ``UserError``.
+    ``base`` may name a run's YAML instead of holding settings. Paths that exist here or else beside
+    the sweep file become absolute: trials may run in other folders. Raises ``UserError``.
     """
     if isinstance(source, Mapping):
         return build_sweep({**source, **(settings or {})}, base or {}, Path(), "sweep")
@@ -64,9 +64,10 @@ def build_sweep(
     if not isinstance(base, dict):
         raise UserError(f"{where}: base: must be a mapping of settings or a file")
     local = {
-        name: _beside(folder, value) if name in PATHS else value for name, value in base.items()
+        name: _beside(folder, value) if name in PATHS else value
+        for name, value in {**base, **overrides}.items()
     }
-    content["base"] = check_settings({**local, **overrides}, f"{where}: base")
+    content["base"] = check_settings(local, f"{where}: base")
     for name in content:
         if name not in SweepConfig.model_fields:
             raise UserError(f"{where}: {_unknown(str(name))}")
@@ -81,9 +82,18 @@ def build_sweep(
 def _beside(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_beside(folder, item) for item in value]
-    if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
-        return str((folder / value).resolve())
+    if isinstance(value, str) and value:
+        for path in (Path(value), folder / value):
+            if _exists(path):
+                return str(path.resolve())
     return value
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a chat template itself, too long to be a name
+        return False
 
 
 def _unknown(name: str) -> str:

@@ -12,7 +12,15 @@ from ray.tune import Callback
 
 from orpo_dist.folder import RunFolder, read_json
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.records import Trial, drop_weights, folder_of, rank, read_trials
+from orpo_dist.sweeps.records import (
+    Trial,
+    drop_weights,
+    folder_of,
+    out_of_time,
+    rank,
+    rank_by_point,
+    read_trials,
+)
 from orpo_dist.sweeps.space import shown
 from orpo_dist.sweeps.stopping import watch
 from orpo_dist.sweeps.worker import FAILURE, GROUP
@@ -118,9 +126,13 @@ class _State:
         known = self._of(trial)
         free_placement(folder_of(self.project, known.name))
         if not known.over:
-            known.status, known.why = "stopped", self._why(known)
+            budget = self.sweep.time_budget
+            if budget is not None and time.monotonic() - self.began >= budget:
+                known.status, known.why = "interrupted", out_of_time(budget)
+            else:
+                known.status, known.why = "stopped", self._why(known)
             run = RunFolder(folder_of(self.project, known.name))
-            run.update_run(status="stopped", error=known.why)
+            run.update_run(status=known.status, error=known.why)
             self._keep(known)
         self._prune()
 
@@ -134,7 +146,7 @@ class _State:
         waiting = any(not trial.over for trial in self.trials.values())
         if self.sweep.scheduler_name in PAUSING and waiting:
             return
-        best = rank(
+        best = rank_by_point(
             [trial for trial in over if trial.status == "finished"],
             *next(iter(self.sweep.metrics.items())),
         )
@@ -145,9 +157,6 @@ class _State:
                 drop_weights(folder_of(self.project, trial.name), checkpoints_only=trial in kept)
 
     def _why(self, trial: Trial) -> str:
-        budget = self.sweep.time_budget
-        if budget is not None and time.monotonic() - self.began >= budget:
-            return f"time budget of {budget:g} s"
         name = next(iter(self.sweep.metrics))
         value = trial.metrics.get(name)
         shown = "" if value is None else f", {name} {value:.4g}"

@@ -24,18 +24,21 @@ class Metric:
     incomparable: tuple[str, ...] = ()
 
 
-_NLL = ("nll_scope",)
-_REWARD = ("orpo_alpha",)
+_PAIRS = ("valid_data_path", "valid_split")
+_TOKENS = (*_PAIRS, "model", "chat_template", "max_completion_length")  # what a mean is taken over
+_NLL = (*_TOKENS, "nll_scope")
+_ALPHA = ("orpo_alpha", "orpo_alpha_schedule", "orpo_alpha_start", "orpo_alpha_warmup")
+_REWARD = (*_TOKENS, *_ALPHA)
 METRICS = {
-    "accuracy": Metric("eval/rewards/accuracies", "max", "preference accuracy"),
+    "accuracy": Metric("eval/rewards/accuracies", "max", "preference accuracy", _PAIRS),
     "perplexity": Metric("eval/loss/sft", "min", "perplexity of chosen answers", _NLL),
-    "loss": Metric("eval/loss/orpo", "min", "ORPO loss", ("orpo_alpha", "loss_form", "nll_scope")),
+    "loss": Metric("eval/loss/orpo", "min", "ORPO loss", (*_NLL, *_ALPHA, "loss_form")),
     "loss/sft": Metric("eval/loss/sft", "min", "SFT loss", _NLL),
-    "loss/odds_ratio": Metric("eval/loss/odds_ratio", "min", "odds-ratio loss"),
-    "logps/margins": Metric("eval/logps/margins", "max", "margin, nats per token"),
-    "logps/chosen": Metric("eval/logps/chosen", "max", "log-prob of chosen answers"),
-    "logps/rejected": Metric("eval/logps/rejected", "min", "log-prob of rejected answers"),
-    "log_odds": Metric("eval/log_odds", "max", "log-odds"),
+    "loss/odds_ratio": Metric("eval/loss/odds_ratio", "min", "odds-ratio loss", _TOKENS),
+    "logps/margins": Metric("eval/logps/margins", "max", "margin, nats per token", _TOKENS),
+    "logps/chosen": Metric("eval/logps/chosen", "max", "log-prob of chosen answers", _TOKENS),
+    "logps/rejected": Metric("eval/logps/rejected", "min", "log-prob of rejected answers", _TOKENS),
+    "log_odds": Metric("eval/log_odds", "max", "log-odds", _TOKENS),
     "rewards/margins": Metric("eval/rewards/margins", "max", "reward margin", _REWARD),
 }
 # What other evaluations in this toolkit call them.
@@ -68,8 +71,8 @@ def refuse_incomparable(name: str, searched: Iterable[str]) -> None:
             good = [other for other, m in METRICS.items() if setting not in m.incomparable]
             raise UserError(
                 f"metric {name}: depends on {setting}, which is in the space, so that its values "
-                f"cannot be compared between trials; use {', '.join(good[:3])} or another of "
-                f"{', '.join(good[3:])}"
+                "cannot be compared between trials"
+                + (f"; use one of {', '.join(good)}" if good else "; take it out of the space")
             )
 
 
@@ -77,5 +80,5 @@ def evaluation_metrics(entry: Mapping[str, float]) -> dict[str, float]:
     """All metrics of one evaluation, from its entry in metrics.jsonl."""
     found = {n: float(entry[m.source]) for n, m in METRICS.items() if m.source in entry}
     if "perplexity" in found:
-        found["perplexity"] = math.exp(min(700.0, found["perplexity"]))
+        found["perplexity"] = math.exp(min(found["perplexity"], 700.0))  # NaN stays NaN
     return found

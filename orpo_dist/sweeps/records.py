@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterable
@@ -9,13 +10,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.folder import read_json, write_json
+from orpo_dist.folder import RunFolder, read_json, write_json
 from orpo_dist.sweeps.metrics import METRICS
+from orpo_dist.sweeps.worker import FAILURE
 
 RECORD = "trial.json"
 # finished: trained to its end. stopped: by the scheduler or the time budget.
 # interrupted: not over when the sweep ended; --resume goes on with it.
 STATUSES = ("waiting", "running", "finished", "stopped", "failed", "interrupted")
+
+OUT_OF_TIME = "time budget"  # begins the reason of trials that it has interrupted
+
+
+def out_of_time(seconds: float) -> str:
+    return f"{OUT_OF_TIME} of {seconds:g} s"
 
 
 @dataclass
@@ -70,6 +78,26 @@ def rank(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
     return sorted(trials, key=key)
 
 
+def rank_by_point(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
+    """The trials of the best point first, as results rank points, the best of them first."""
+    ranked = rank(trials, metric, mode)
+    seeds: dict[str, list[float]] = {}
+    for trial in ranked:
+        seeds.setdefault(_point(trial), []).append(trial.metrics.get(metric, math.nan))
+    sign = -1.0 if mode == "max" else 1.0
+
+    def mean(trial: Trial) -> tuple[bool, float]:
+        values = [v for v in seeds[_point(trial)] if not math.isnan(v)]
+        return (False, sign * sum(values) / len(values)) if values else (True, 0.0)
+
+    return sorted(ranked, key=mean)
+
+
+def _point(trial: Trial) -> str:
+    settings = {name: value for name, value in trial.settings.items() if name != "seed"}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
 def drop_weights(folder: Path, checkpoints_only: bool) -> None:
     """Delete the checkpoints of a run, and its model too; what it has logged stays."""
     for checkpoint in folder.glob("checkpoint-*"):
@@ -92,3 +120,28 @@ def read_trials(project: Path) -> list[Trial]:
     """All trials that a sweep's folder holds a record of, by name."""
     found = (read_trial(path) for path in sorted(project.glob(f"trials/*/{RECORD}")))
     return [trial for trial in found if trial is not None]
+
+
+def forget_failures(folder: Path) -> None:
+    """Let failed trials start again from their newest checkpoints."""
+    for trial in read_trials(folder):
+        if trial.status == "failed":
+            (folder_of(folder, trial.name) / FAILURE).unlink(missing_ok=True)
+            trial.status, trial.why = "waiting", ""
+            trial.save(folder)
+
+
+def settle_records(project: Path, time_budget: float | None = None) -> list[Trial]:
+    """The trials of a sweep that is not running: what was not over is interrupted.
+
+    time_budget: seconds, where nothing else can have ended it.
+    """
+    trials = read_trials(project)
+    for trial in trials:
+        if not trial.over and trial.status != "interrupted":
+            trial.status = "interrupted"
+            if time_budget is not None:
+                trial.why = out_of_time(time_budget)
+            trial.save(project)
+            RunFolder(folder_of(project, trial.name)).update_run(status="interrupted")
+    return trials

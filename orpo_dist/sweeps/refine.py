@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orpo_dist.config import check_settings
+from orpo_dist.compatibility import accumulation
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.plots import STEEP
 from orpo_dist.sweeps.results import Results
-from orpo_dist.sweeps.space import DIGITS, Parameter, Range
+from orpo_dist.sweeps.space import DIGITS, Choice, Parameter, Range
 from orpo_dist.types import UserError
 
 SHRINK = 4  # a range becomes this much narrower
@@ -19,9 +19,10 @@ SHRINK = 4  # a range becomes this much narrower
 def refined(results: Results, stage: int) -> SweepConfig:
     """The sweep of the next stage. Raises ``UserError`` where nothing has finished yet.
 
-    A grid becomes four points, two on each side between the best value and its neighbours; at the
-    end of a grid it reaches as far beyond. A range becomes a quarter as wide around the best value.
-    What is not a number stays at its best value.
+    Every stage looks around the best point of all before it. A grid becomes four points, two on
+    each side between the best value and its neighbours; at its end it reaches as far beyond. A
+    range becomes a quarter as wide around the best value, in the stage after that a sixteenth.
+    Seeds and what is not a number stay at their best value.
     """
     best = results.best
     if best is None:
@@ -29,32 +30,49 @@ def refined(results: Results, stage: int) -> SweepConfig:
     space = {}
     for parameter in results.sweep.search_space:
         if parameter.name in best.settings:
-            space[parameter.name] = _finer(parameter, best.settings[parameter.name], results)
+            space[parameter.name] = _finer(parameter, results, SHRINK ** (stage - 1))
     content = results.sweep.model_dump()
     folder = results.project / f"stage-{stage}"
     return load_sweep({**content, "space": space}, {"project_name": str(folder)})
 
 
-def _finer(parameter: Parameter, best: Any, results: Results) -> dict[str, Any]:
-    domain = parameter.domain
+def refuse_unrefinable(sweep: SweepConfig) -> None:
+    """``UserError`` where no setting has anything between the values of the first stage."""
+    for parameter in sweep.search_space:
+        domain = parameter.domain
+        if parameter.name != "seed" and (
+            isinstance(domain, Range) or sum(map(_is_number, domain.values)) > 1
+        ):
+            return
+    raise UserError("--stage: no setting in the space is a number, so there is nothing finer")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _finer(parameter: Parameter, results: Results, shrink: int) -> dict[str, Any]:
+    assert results.best is not None
+    domain, best = parameter.domain, results.best.settings[parameter.name]
+    kind = "grid" if isinstance(domain, Choice) and domain.grid else "choice"
+    if parameter.name == "seed":
+        return {kind: [best]}
     if isinstance(domain, Range):
-        return _narrower(domain, best)
-    tried = {p.settings[parameter.name] for p in results.points if parameter.name in p.settings}
-    numbers = sorted(v for v in tried if isinstance(v, (int, float)) and not isinstance(v, bool))
-    kind = "grid" if domain.grid else "choice"
+        return _narrower(domain, best, shrink)
+    numbers = results.numbers(parameter.name)
     if len(numbers) < 2 or best not in numbers:
         return {kind: [best]}
     whole = all(isinstance(value, int) for value in numbers)
     finer = _between(best, numbers, whole)
-    return {kind: _allowed(parameter.name, finer) or [best]}
+    return {kind: _allowed(parameter.name, finer, results) or [best]}
 
 
-def _narrower(domain: Range, best: float) -> dict[str, Any]:
+def _narrower(domain: Range, best: float, shrink: int) -> dict[str, Any]:
     if domain.log:
-        reach = (domain.high / domain.low) ** (0.5 / SHRINK)
+        reach = (domain.high / domain.low) ** (0.5 / shrink)
         low, high = max(domain.low, best / reach), min(domain.high, best * reach)
         return {"loguniform": [_rounded(low), _rounded(high)]}
-    reach = (domain.high - domain.low) / (2 * SHRINK)
+    reach = (domain.high - domain.low) / (2 * shrink)
     low, high = max(domain.low, best - reach), min(domain.high, best + reach)
     if domain.step is None:
         return {"uniform": [_rounded(low), _rounded(high)]}
@@ -77,12 +95,14 @@ def _between(best: float, numbers: list[float], whole: bool) -> list[float]:
     return [value for value in dict.fromkeys(found) if value not in numbers]
 
 
-def _allowed(name: str, values: list[float]) -> list[float]:
-    """Those that the setting takes: beyond the end of a grid, some may not be."""
-    kept = []
+def _allowed(name: str, values: list[float], results: Results) -> list[float]:
+    """Those that a run takes beside the best point's other settings."""
+    assert results.best is not None
+    sweep, kept = results.sweep, []
     for value in values:
         try:
-            check_settings({name: value})
+            config = sweep.run_config({**results.best.settings, name: value}, "trial")
+            accumulation(config, sweep.workers_per_trial)
         except UserError:
             continue
         kept.append(value)

@@ -76,6 +76,7 @@ class Results:
     sweep: SweepConfig
     points: list[Point]
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    not_started: int = 0
 
     @property
     def metric(self) -> str:
@@ -93,6 +94,12 @@ class Results:
     def names(self) -> list[str]:
         """The settings that were searched, seeds left out."""
         return list(dict.fromkeys(name for point in self.points for name in point.settings))
+
+    def numbers(self, name: str) -> list[float]:
+        """All numbers that were tried of a setting, from the smallest on."""
+        tried = (p.settings[name] for p in self.points if name in p.settings)
+        numbers = (v for v in tried if isinstance(v, (int, float)) and not isinstance(v, bool))
+        return sorted(set(numbers))
 
     @cached_property
     def ranked(self) -> list[Point]:
@@ -136,12 +143,16 @@ def read_results(project: Path) -> Results:
     sweep = load_sweep(project / FILE)
     points: list[Point] = []
     curves: dict[str, list[dict[str, float]]] = {}
+    not_started = 0
     for folder in [project, *sorted(project.glob("stage-*"))]:
-        for trial in read_trials(folder):
+        trials = read_trials(folder)
+        if (folder / FILE).exists():
+            not_started += load_sweep(folder / FILE).number_of_trials - len(trials)
+        for trial in trials:
             settings = {name: value for name, value in trial.settings.items() if name != "seed"}
             if "seed" in sweep.search_space:
                 settings["seed"] = trial.settings["seed"]
-            same = [p for p in points if p.settings == settings]
+            same = [p for p in points if p.settings == settings and p.project == folder]
             if not same:
                 same = [Point(settings, [], folder)]
                 points += same
@@ -149,7 +160,7 @@ def read_results(project: Path) -> Results:
             run = RunFolder(folder_of(folder, trial.name))
             same[0].pairs = same[0].pairs or _pairs(run)
             curves[f"{folder.name}/{trial.name}"] = _curve(run)
-    return Results(project, sweep, points, curves)
+    return Results(project, sweep, points, curves, max(0, not_started))
 
 
 def _pairs(run: RunFolder) -> int:

@@ -49,7 +49,8 @@ def find_best_alpha(
     base.pop("orpo_alpha", None)
     for owned in ("overwrite", "resume_from_checkpoint"):
         base.pop(owned, None)
-    content = {"base": base, "space": {"orpo_alpha": {"grid": list(alphas)}}, **settings}
+    grid = [float(alpha) for alpha in alphas]
+    content = {"base": base, "space": {"orpo_alpha": {"grid": grid}}, **settings}
     made = load_sweep(content)
     sweep(made, resume=resume, stages=stages)
     project = Path(made.project_name).expanduser().resolve()

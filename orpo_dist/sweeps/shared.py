@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from orpo_dist.compatibility import accumulation, refuse_impossible
+from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.launch import presets
@@ -28,6 +28,8 @@ WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 def refuse_unfit(sweep: SweepConfig) -> None:
     """``UserError`` for a point that no trial could train, before any of them starts."""
+    from orpo_dist.arguments import resolve
+
     for point in sweep.points():
         config = sweep.run_config(point, "trial")
         if config.model is None:
@@ -43,7 +45,7 @@ def refuse_unfit(sweep: SweepConfig) -> None:
                 "a sweep compares trials by held-out data: pass --valid-data-path or --valid-split"
             )
         refuse_impossible(config, presets.find(sweep.engine_of(point)).engine)
-        accumulation(config, sweep.workers_per_trial)
+        resolve(config, True, sweep.workers_per_trial)
 
 
 def prepare_shared(sweep: SweepConfig) -> None:

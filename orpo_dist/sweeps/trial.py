@@ -7,6 +7,7 @@ checkpoint, and one that is complete is not run again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -72,6 +73,7 @@ def run_trial(
     try:
         work = partial(_fit, task, sweep, worker, project, name, reports)
         for report in _while_running(work, reports):
+            _refuse_diverged(report, sweep, folder)
             _to_tune(report, name)
     except Exception as error:
         raise TrialFailed(_reason(folder, error)) from error
@@ -85,6 +87,16 @@ def _refuse_hopeless(folder: Path) -> None:
     if failure.get("final"):
         raise TrialFailed(str(failure["reason"]))
     (folder / FAILURE).unlink(missing_ok=True)
+
+
+def _refuse_diverged(report: dict[str, Any], sweep: SweepConfig, folder: Path) -> None:
+    """``TrialFailed`` at the first evaluation that is no number: no scheduler would stop it."""
+    for metric in (*sweep.metrics, "loss/sft"):
+        value = report.get(metric, 0.0)
+        if not math.isfinite(value):
+            reason = f"diverged: {metric} is {value} at step {report['step']}"
+            write_json(folder / FAILURE, {"reason": reason, "final": True})
+            raise TrialFailed(reason)
 
 
 def settled_report(folder: Path) -> dict[str, Any] | None:

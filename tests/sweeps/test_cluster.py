@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
+
 import pytest
 
 from orpo_dist.sweeps import cluster
@@ -69,6 +73,30 @@ def test_a_trial_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 ray = pytest.importorskip("ray")
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=f"RAY_ADDRESS {address}: nothing listens there"):
+            cluster.connect()
+
+
+def test_a_token_is_set_only_before_ray_has_read_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    cluster.prepare_environment()
+    assert "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.delitem(sys.modules, "ray")
+    os.environ["RAY_ADDRESS"] = ""
+    cluster.prepare_environment()
+    assert os.environ["RAY_AUTH_MODE"] == "token" and "RAY_ADDRESS" not in os.environ
 
 
 def scheduler_of(**scheduler: object) -> object:

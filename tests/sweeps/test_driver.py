@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from orpo_dist.cli import main
-from orpo_dist.sweeps.driver import forget_failures, open_project, settle_records, trial_name
+from orpo_dist.sweeps.driver import open_project, trial_name
 from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.records import Trial, forget_failures, read_trials, settle_records
 from orpo_dist.sweeps.worker import FAILURE
 from orpo_dist.types import UserError
 
@@ -50,11 +50,49 @@ def test_another_sweep_is_not_mixed_in(
         open_project(tmp_path / "s", load_sweep(content), resume=True)
 
 
-def test_what_does_not_change_results_may_change(tmp_path: Path) -> None:
-    sweep = load_sweep({"space": SPACE})
-    open_project(tmp_path / "s", sweep, resume=False)
-    Trial("000", {}).save(tmp_path / "s")
-    open_project(tmp_path / "s", load_sweep({"space": SPACE, "time_budget": "2h"}), resume=True)
+def opened(project: Path, *trials: Trial, **settings: object) -> Path:
+    """A sweep of which Ray has kept something."""
+    open_project(project, load_sweep({"space": SPACE, **settings}), resume=False)
+    for trial in trials:
+        trial.save(project)
+    (project / "ray").mkdir()
+    (project / "ray" / "tuner.pkl").touch()
+    return project
+
+
+def test_limits_may_change_and_ray_begins_anew(tmp_path: Path) -> None:
+    project = opened(tmp_path / "s", Trial("000", {}))
+    longer = load_sweep({"space": SPACE, "time_budget": "2h"})
+    assert open_project(project, longer, resume=True) is False
+    assert not (project / "ray").exists() and load_sweep(project / "sweep.yaml") == longer
+
+
+def test_what_a_time_budget_has_interrupted_goes_on(tmp_path: Path) -> None:
+    late = Trial("000", {}, "running")
+    project = opened(tmp_path / "s", late, Trial("001", {}, "finished"), time_budget=60)
+    settle_records(project, 60)
+    assert {t.name: (t.status, t.why) for t in read_trials(project)} == {
+        "000": ("interrupted", "time budget of 60 s"), "001": ("finished", ""),
+    }  # fmt: skip
+    same = load_sweep({"space": SPACE, "time_budget": 60})
+    assert open_project(project, same, resume=True) is False
+
+
+def test_a_searcher_goes_on_with_its_limits_or_not_at_all(tmp_path: Path) -> None:
+    proposed = {"space": {"lr": {"uniform": [1e-6, 1e-4]}}, "searcher": "optuna"}
+    project = opened(tmp_path / "s", Trial("a", {}), **proposed)
+    before = (project / "sweep.yaml").read_text()
+    with pytest.raises(UserError, match="searcher optuna goes on with the max_failures that it"):
+        open_project(project, load_sweep({**proposed, "max_failures": 9}), resume=True)
+    assert (project / "sweep.yaml").read_text() == before
+    assert open_project(project, load_sweep(proposed), resume=True) is True
+
+
+def test_another_space_before_the_first_trial_is_a_new_sweep(tmp_path: Path) -> None:
+    project = opened(tmp_path / "s")
+    other = load_sweep({"space": {"orpo_alpha": {"grid": [0.3, 0.6]}}})
+    assert open_project(project, other, resume=True) is False
+    assert not (project / "ray").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -112,6 +150,8 @@ def test_a_dry_run_prints_a_sweep_that_can_be_run(
         (["sweep", "smoke", "--overwrite"], "unknown flag '--overwrite'"),
         (["sweep", "alpha"], "model is missing"),
         (["sweep", "smoke", "--engine", "zero7"], "unknown preset 'zero7'"),
+        (["sweep", "smoke", "--scheduler", "asha"], "scheduler 'asha': is not one of linear"),
+        (["sweep", "alpha", "--orpo-alpha", "0.3"], "--orpo-alpha: this sweep searches orpo_alpha"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_2(

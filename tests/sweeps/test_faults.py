@@ -118,6 +118,43 @@ def test_a_trial_that_can_never_run_is_refused_at_once(write_sweep: Any) -> None
     assert "workers_per_trial 64: a trial needs 64 × (0.5 CPU)" in errors
 
 
+def test_a_signal_before_the_first_trial_is_no_success(write_sweep: Any) -> None:
+    file, project = write_sweep(SPACE)
+    process = sweep(str(file), "--stage", "2")
+    assert process.stderr is not None
+    next(line for line in process.stderr if "4 trials, 2 at once" in line)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, errors = finish(process, 60)
+    assert code == 130, errors
+    assert not (project / "stage-2").exists()
+
+
+def test_a_time_budget_interrupts_and_more_time_goes_on(write_sweep: Any) -> None:
+    file, project = write_sweep(SPACE, steps=200)
+    short = ("--time-budget", "35", "--max-concurrent-trials", "1")
+    code, _, errors = finish(sweep(str(file), *short), 120)
+    assert code == 1, errors  # nothing to take yet
+    (first,) = read_trials(project)
+    assert (first.status, first.why) == ("interrupted", "time budget of 35 s")
+    assert "4 of 4 trials are not over (3 have not started)" in errors
+    errors = done(sweep(str(file), "--resume", "--time-budget", "30m"))
+    trials = read_trials(project)
+    assert len(trials) == 4 and all(t.status == "finished" for t in trials)
+    steps = sorted(curve(project / "trials" / first.name, "eval/loss/sft"))
+    assert steps == list(range(4, 201, 4))  # each once: it went on from its checkpoint
+
+
+def test_a_sweep_of_which_nothing_finishes_has_failed(write_sweep: Any) -> None:
+    file, project = write_sweep(
+        {"lr": {"grid": [1e30, 1e31]}}, steps=8, workers_per_trial=1,
+        base={"warmup_ratio": 0.0, "max_grad_norm": 0.0},
+    )  # fmt: skip
+    code, _, errors = finish(sweep(str(file)), 200)
+    assert code == 1 and "2 of 2 trials failed: 2 × diverged: loss/sft is" in errors
+    assert all(t.status == "failed" and t.step < 8 for t in read_trials(project))
+
+
 @pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
 def test_trials_run_on_other_engines(write_sweep: Any, engine: str) -> None:
     file, project = write_sweep({"orpo_alpha": {"grid": [0.1, 1]}}, steps=8)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from orpo_dist.config import ORPOConfig
 from orpo_dist.sweeps.files import FOLDER, dump_sweep, load_sweep, shipped
+from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.shared import refuse_unfit
 from orpo_dist.types import UserError
 from tests.conftest import DEMO, ROOT
@@ -62,6 +64,28 @@ def test_a_sweep_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert load_sweep(path).points() == sweep.points()
 
 
+def test_paths_are_absolute_and_a_template_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.jsonl").touch()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "beside.jsonl").touch()
+    (tmp_path / "sweep" / "s.yaml").write_text("space: {orpo_alpha: {grid: [0, 1]}}")
+    base = {"model": "org/name", "data_path": ["here.jsonl", "beside.jsonl", "gone.jsonl"],
+            "chat_template": "{{ messages }}" + "x" * 300}  # fmt: skip
+    found = load_sweep("sweep/s.yaml", base).base
+    assert found["data_path"] == [
+        str(tmp_path / "here.jsonl"), str(tmp_path / "sweep" / "beside.jsonl"), "gone.jsonl",
+    ]  # fmt: skip
+    assert (found["model"], found["chat_template"]) == ("org/name", base["chat_template"])
+
+
+def test_every_setting_that_makes_metrics_incomparable_exists() -> None:
+    for metric in METRICS.values():
+        assert set(metric.incomparable) <= set(ORPOConfig.model_fields)
+
+
 def test_base_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("lr: 3.0e-6\n")
     (tmp_path / "my.yaml").write_text("base: run.yaml\nspace: {orpo_alpha: {grid: [0, 1]}}\n")
@@ -97,6 +121,28 @@ def test_the_engine_of_a_trial() -> None:
         ({"space": SPACE, "lr": 1}, "'lr' is a setting of the runs: put it under base"),
         ({"space": SPACE, "base": {"learning_rate": 1}}, "here it is called lr"),
         ({"space": SPACE, "base": {"lr": -1}}, "base: lr: input should be greater than 0"),
+        (
+            {"space": {"lora_r": {"grid": [4, 8]}}, "scheduler": "pbt"},
+            "space.lora_r: cannot change while a trial trains, as scheduler pbt",
+        ),
+        (
+            {
+                "space": {"lr": {"uniform": [1e-6, 1e-5]}},
+                "searcher": "optuna",
+                "repeats": 2,
+                "metric": ["accuracy", "perplexity"],
+            },
+            "several metrics cannot be averaged over repeats",
+        ),
+        (
+            {"space": {"valid_data_path": {"grid": [["a"], ["b"]]}}},
+            "metric accuracy: depends on valid_data_path, which is in the space, so that its "
+            "values cannot be compared between trials; take it out of the space",
+        ),
+        (
+            {"space": {"orpo_alpha_schedule": {"grid": ["constant", "linear"]}}, "metric": "loss"},
+            "metric loss: depends on orpo_alpha_schedule",
+        ),
         ({"space": SPACE, "scheduler": "ash"}, "scheduler 'ash': did you mean asha?"),
         ({"space": SPACE, "searcher": "optima"}, "searcher 'optima': did you mean optuna?"),
         (

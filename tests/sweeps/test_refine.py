@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.sweeps.refine import refined
+from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.refine import refined, refuse_unrefinable
 from orpo_dist.sweeps.results import read_results
 from orpo_dist.types import UserError
 from tests.sweeps.folders import alphas, make_sweep, trial
@@ -48,6 +49,40 @@ def test_a_range_becomes_narrower_and_stays_inside(tmp_path: Path) -> None:
     found = best_of(tmp_path, space, ({"orpo_alpha": 0.1, "lr": 1e-4}, 0.7))
     assert found["orpo_alpha"] == {"uniform": [0.0, 0.35]}
     assert found["lr"]["loguniform"] == pytest.approx([10**-4.5, 10**-3.5], rel=1e-5)
+
+
+def test_every_stage_looks_closer(tmp_path: Path) -> None:
+    space = {"orpo_alpha": {"uniform": [0, 2]}}
+    project = make_sweep(tmp_path, {"space": space}, trial("a", 0.7, 3.0, orpo_alpha=1.0))
+    widths = []
+    for stage in (2, 3):
+        low, high = refined(read_results(project), stage).space["orpo_alpha"]["uniform"]
+        widths.append(high - low)
+    assert widths == pytest.approx([0.5, 0.125])
+
+
+def test_what_no_run_takes_is_left_out_and_seeds_stay(tmp_path: Path) -> None:
+    content = {
+        "base": {"loss_form": "convex"},
+        "space": {"orpo_alpha": {"grid": [0, 0.5, 1]}, "global_batch_size": {"grid": [8, 16, 32]},
+                  "seed": {"grid": [0, 100]}},
+        "workers_per_trial": 2,
+    }  # fmt: skip
+    tried = [
+        trial(f"{a}-{b}-{s}", 0.5 + a / 10 + (b == 16) / 5, 3.0, orpo_alpha=a,
+              global_batch_size=b, seed=s)
+        for a in (0.0, 0.5, 1.0) for b in (8, 16, 32) for s in (0, 100)
+    ]  # fmt: skip
+    space = refined(read_results(make_sweep(tmp_path, content, *tried)), 2).space
+    assert space["orpo_alpha"] == {"grid": [0.666667, 0.833333]}  # convex ends at 1
+    assert space["global_batch_size"] == {"grid": [16]}  # 8 pairs at a time leave 11, 13, 21, 27
+    assert space["seed"] == {"grid": [0]}
+
+
+def test_a_space_without_numbers_has_nothing_finer() -> None:
+    refuse_unrefinable(load_sweep({"space": {"orpo_alpha": {"grid": [0, 1]}}}))
+    with pytest.raises(UserError, match="--stage: no setting in the space is a number"):
+        refuse_unrefinable(load_sweep({"space": {"scheduler": {"grid": ["cosine", "linear"]}}}))
 
 
 def test_what_is_no_number_stays_at_its_best(tmp_path: Path) -> None:

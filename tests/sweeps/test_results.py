@@ -109,7 +109,7 @@ def test_the_advice_names_ends_noise_and_failures(tmp_path: Path) -> None:
     assert "There is one seed per point" in text and "50 pairs" in text
     assert "lr 1e-06 has the lowest perplexity" in text
     assert "1 of 5 trials failed: 1 × out of memory." in text
-    assert "1 trials are not over: go on with --resume." in text
+    assert "1 of 5 trials are not over: go on with --resume." in text
 
 
 def test_the_advice_warns_of_the_end_of_a_grid(tmp_path: Path) -> None:
@@ -170,7 +170,24 @@ def test_stages_are_part_of_one_result(tmp_path: Path) -> None:
     results = read_results(project)
     assert results.best is not None and results.best.settings == {"orpo_alpha": 0.6}
     assert results.best.project == project / "stage-3"
-    assert [len(p.trials) for p in results.points] == [6, 6, 6, 1]
+    assert [len(p.trials) for p in results.points] == [3, 3, 3, 3, 3, 3, 1]  # no seed counts twice
+
+
+def test_lists_and_dollars_in_settings_have_a_page(tmp_path: Path) -> None:
+    content = {"space": {"data_path": {"grid": [["a$x", "b$"], ["c"]]}}}
+    made = [trial(str(i), 0.5 + i / 9, 3.0 + i, data_path=p)
+            for i, p in enumerate((["a$x", "b$"], ["c"]))]  # fmt: skip
+    page = write_page(make_sweep(tmp_path, content, *made)).read_text()
+    assert "a$x" in page and page.count("<svg") >= 2
+
+
+def test_trials_that_never_started_are_counted(tmp_path: Path) -> None:
+    content = {"space": {"lr": {"grid": [1e-6, 1e-5, 1e-4]}}, "time_budget": 60}
+    project = make_sweep(tmp_path, content, trial("a", 0.6, 3.0, lr=1e-6, status="interrupted"))
+    assert advise(read_results(project))[-1] == (
+        "3 of 3 trials are not over (2 have not started): go on with --resume; where its time "
+        "budget of 60 s is over, with more."
+    )
 
 
 def test_a_folder_without_a_sweep(tmp_path: Path) -> None:

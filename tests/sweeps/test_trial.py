@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ import pytest
 
 from orpo_dist.folder import newest_checkpoint
 from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.records import Trial, drop_weights, rank, read_trials
+from orpo_dist.sweeps.metrics import evaluation_metrics
+from orpo_dist.sweeps.records import Trial, drop_weights, rank, rank_by_point, read_trials
 from orpo_dist.sweeps.trial import (
     Reports,
     TrialFailed,
     _reason,
+    _refuse_diverged,
     _refuse_hopeless,
     _while_running,
     adopt,
@@ -126,6 +129,28 @@ def test_ranking_knows_directions_and_gaps() -> None:
     trials = [Trial(n, {}, metrics={} if v is None else {"accuracy": v}) for n, v in values.items()]
     assert [t.name for t in rank(trials, "accuracy", "max")][:2] == ["b", "a"]
     assert [t.name for t in rank(trials, "accuracy", "min")][:2] == ["a", "b"]
+
+
+def test_the_best_trial_is_one_of_the_best_point() -> None:
+    values = {"a": (0.9, 0.5, 0.5), "b": (0.8, 0.8, 0.7), "c": (float("nan"),)}
+    trials = [
+        Trial(f"{name}{seed}", {"lr": name, "seed": seed}, metrics={"accuracy": value})
+        for name, some in values.items()
+        for seed, value in enumerate(some)
+    ]
+    ranked = [trial.name for trial in rank_by_point(trials, "accuracy", "max")]
+    assert ranked == ["b0", "b1", "b2", "a0", "a1", "a2", "c0"]
+
+
+def test_a_trial_that_diverges_fails_at_once(tmp_path: Path) -> None:
+    sweep = load_sweep({"space": {"lr": {"grid": [1e-6, 1]}}})
+    _refuse_diverged({"step": 3, "accuracy": 0.5, "loss/sft": 2.0}, sweep, tmp_path)
+    lost = {"step": 4, "accuracy": 0.0, "loss/sft": float("nan")}
+    with pytest.raises(TrialFailed, match="diverged: loss/sft is nan at step 4"):
+        _refuse_diverged(lost, sweep, tmp_path)
+    with pytest.raises(TrialFailed, match="diverged"):
+        _refuse_hopeless(tmp_path)
+    assert math.isnan(evaluation_metrics({"eval/loss/sft": float("nan")})["perplexity"])
 
 
 def test_weights_are_dropped_and_logs_stay(tmp_path: Path) -> None:
