@@ -1,8 +1,6 @@
 """``python -m orpo_dist`` is ``orpo-dist``."""
 
-import sys
-
 from orpo_dist.cli import main
-from orpo_dist.exits import recorded
+from orpo_dist.exits import leave, recorded
 
-sys.exit(recorded(main))
+leave(recorded(main))

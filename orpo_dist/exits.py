@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_CRASH = 1
 EXIT_USER_ERROR = 2  # the user's mistake: trying again cannot help
@@ -38,6 +42,25 @@ def recorded(main: Callable[[], int]) -> int:
         if folder and rank:
             Path(folder, f"rank-{rank}").write_text(str(code), encoding="utf-8")
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``, after Python's own goodbyes.
+
+    A rank of several goes without the teardown of C++ libraries: a thread of gloo or DeepSpeed that
+    is still there then aborts the process (seen once under ZeRO-2, after a checkpoint was saved),
+    and with it goes the code that launchers and job scripts act on.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def recorded_codes(folder: Path) -> dict[int, int]:
