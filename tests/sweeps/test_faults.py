@@ -41,7 +41,7 @@ def resumed(file: Path, project: Path, step: int) -> None:
     """Go on; what was over is untouched, what was not goes on from its checkpoint, all end."""
     kept = {t.name: metrics_time(project, t) for t in read_trials(project) if t.over}
     assert kept
-    (half,) = (t for t in read_trials(project) if not t.over and t.step == step)
+    half = next(t for t in read_trials(project) if not t.over and t.step == step)
     began = time.time()
     done(sweep(str(file), "--resume"))
     trials = read_trials(project)
