@@ -167,10 +167,15 @@ def curves_svg(log: list[dict[str, Any]]) -> str:
 def inline_svg(figure: Any) -> str:
     """A matplotlib figure as an ``<svg>`` element to stand inside a page."""
     import matplotlib
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
 
     buffer = io.StringIO()
-    # Text stays text, a dollar sign in it too.
-    with matplotlib.rc_context({"svg.fonttype": "none", "text.parse_math": False}):
+    # Names with dollar signs are no formulas; the ticks of logarithmic axes are.
+    ticks = {text for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+    for text in set(figure.findobj(Text)) - ticks:
+        text.set_parse_math(False)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 

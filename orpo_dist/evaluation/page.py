@@ -138,5 +138,5 @@ def _calibration(results: dict[str, dict[str, Any]]) -> Any:
 
 
 def _label(name: str) -> str:
-    """Text that matplotlib takes as it is: no mathematics, and no leading underscore."""
-    return " " + name.replace("$", r"\$")
+    """Text that matplotlib shows: what begins with an underscore it leaves out of legends."""
+    return " " + name

@@ -8,7 +8,7 @@ from typing import Any
 from orpo_dist.report import COLOURS
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.results import Point, Results, varying
-from orpo_dist.sweeps.space import shown
+from orpo_dist.sweeps.space import is_number, shown
 
 GREY = "#9ca3af"
 STEEP = 20.0  # numbers that span more than this factor are drawn on a logarithmic scale
@@ -16,7 +16,7 @@ STEEP = 20.0  # numbers that span more than this factor are drawn on a logarithm
 
 def response_figure(results: Results, setting: str) -> Any:
     """A setting against accuracy and perplexity, with intervals; None without numbers to draw."""
-    points = [p for p in results.points if p.finished and _is_number(p.settings.get(setting))]
+    points = [p for p in results.points if p.finished and is_number(p.settings.get(setting))]
     if len({p.settings[setting] for p in points}) < 2:
         return None
     figure = _figure(9, 3.4)
@@ -145,7 +145,7 @@ def parallel_figure(results: Results) -> Any:
 
 def _heights(column: list[Any]) -> list[float]:
     """Where values stand between 0 and 1: numbers by size, all others by their order."""
-    if not all(map(_is_number, column)):
+    if not all(map(is_number, column)):
         order = {value: i for i, value in enumerate(sorted({shown(v) for v in column}))}
         return [order[shown(v)] / max(1, len(order) - 1) for v in column]
     values = [math.log(v) for v in column] if _steep(column) else column
@@ -168,10 +168,6 @@ def _is_text_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _steep(values: list[Any]) -> bool:

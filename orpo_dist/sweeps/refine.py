@@ -10,7 +10,7 @@ from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.plots import STEEP
 from orpo_dist.sweeps.results import Results
-from orpo_dist.sweeps.space import DIGITS, Choice, Parameter, Range
+from orpo_dist.sweeps.space import DIGITS, Choice, Parameter, Range, is_number
 from orpo_dist.types import UserError
 
 SHRINK = 4  # a range becomes this much narrower
@@ -41,14 +41,10 @@ def refuse_unrefinable(sweep: SweepConfig) -> None:
     for parameter in sweep.search_space:
         domain = parameter.domain
         if parameter.name != "seed" and (
-            isinstance(domain, Range) or sum(map(_is_number, domain.values)) > 1
+            isinstance(domain, Range) or sum(map(is_number, domain.values)) > 1
         ):
             return
     raise UserError("--stage: no setting in the space is a number, so there is nothing finer")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _finer(parameter: Parameter, results: Results, shrink: int) -> dict[str, Any]:

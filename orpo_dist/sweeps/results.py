@@ -18,7 +18,7 @@ from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.metrics import evaluation_metrics
 from orpo_dist.sweeps.records import Trial, folder_of, read_trials
-from orpo_dist.sweeps.space import ENGINE, shown
+from orpo_dist.sweeps.space import ENGINE, is_number, shown
 from orpo_dist.types import UserError
 
 FILE = "sweep.yaml"
@@ -98,8 +98,7 @@ class Results:
     def numbers(self, name: str) -> list[float]:
         """All numbers that were tried of a setting, from the smallest on."""
         tried = (p.settings[name] for p in self.points if name in p.settings)
-        numbers = (v for v in tried if isinstance(v, (int, float)) and not isinstance(v, bool))
-        return sorted(set(numbers))
+        return sorted({value for value in tried if is_number(value)})
 
     @cached_property
     def ranked(self) -> list[Point]:

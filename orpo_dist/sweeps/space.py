@@ -261,6 +261,10 @@ def _ordered(parameters: list[Parameter]) -> list[Parameter]:
     return found
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def shown(value: Any) -> str:
     """A setting's value for people."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -174,11 +174,13 @@ def test_stages_are_part_of_one_result(tmp_path: Path) -> None:
 
 
 def test_lists_and_dollars_in_settings_have_a_page(tmp_path: Path) -> None:
-    content = {"space": {"data_path": {"grid": [["a$x", "b$"], ["c"]]}}}
-    made = [trial(str(i), 0.5 + i / 9, 3.0 + i, data_path=p)
-            for i, p in enumerate((["a$x", "b$"], ["c"]))]  # fmt: skip
-    page = write_page(make_sweep(tmp_path, content, *made)).read_text()
-    assert "a$x" in page and page.count("<svg") >= 2
+    template = "/x/$HOME\\bar$"  # to matplotlib a formula, and a wrong one
+    points = [{"data_path": ["a", "b"], "chat_template": template},
+              {"data_path": ["c"], "chat_template": "none"}]  # fmt: skip
+    space = {name: {"choice": [point[name] for point in points]} for name in points[0]}
+    made = [trial(str(i), 0.5 + i / 9, 3.0 + i, **point) for i, point in enumerate(points)]
+    page = write_page(make_sweep(tmp_path, {"space": space}, *made)).read_text()
+    assert template in page and page.count("<svg") >= 2
 
 
 def test_trials_that_never_started_are_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from orpo_dist import ORPOConfig, UserError
 from orpo_dist.config import dump_config
-from orpo_dist.report import curves_figure, curves_svg, write_report
+from orpo_dist.report import curves_figure, curves_svg, inline_svg, write_report
 
 LOG = [
     {"step": 0, "eval/loss": 3.0, "eval/loss/orpo": 3.0, "eval/rewards/accuracies": 0.5},
@@ -94,3 +95,17 @@ def test_stages_and_schedules_are_told(tmp_path: Path) -> None:
     panels = curves_figure(log).axes
     (boundary,) = (line for line in panels[0].lines if line.get_linestyle() == ":")
     assert list(boundary.get_xdata()) == [2, 2]
+
+
+def test_names_are_no_formulas_and_powers_on_axes_are() -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([1e-6, 1e-4], [1, 2], label=r"a$x \bar$")
+    axis.set(xscale="log", title=r"/x/$HOME\bar$")
+    axis.legend()
+    svg = re.sub(r"<!--.*?-->", "", inline_svg(figure), flags=re.DOTALL)
+    assert r"a$x \bar$" in svg and r"/x/$HOME\bar$" in svg
+    assert "mathdefault" not in svg
+    assert ">−</tspan>" in svg  # the sign of an exponent, set by itself
