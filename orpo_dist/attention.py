@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_dist.packing import Segments
-from orpo_dist.varlen import VarlenLayout, can_run, varlen_attention, varlen_layout
+from orpo_dist.varlen import VarlenLayout, can_run, varlen_attention
 
 PREFIX = "orpo_packed_"
 FORMER = ("sdpa", "eager")
@@ -81,41 +81,6 @@ def packed_attention(
                 )
             )
     return torch.cat(outputs, 2).transpose(1, 2)
-
-
-def varlen_differs(config: Any, device: torch.device) -> str | None:
-    """Try the variable-length kernel on this device with a model's heads; None if it is right.
-
-    Outputs and gradients of random packed pairs are compared with SDPA pair by pair.
-    """
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    segments = ((20, 10, 6), (3, 5, 9))
-    draw = torch.Generator(device).manual_seed(0)
-    shapes = [(1, count, 53, size) for count in (heads, *[_key_heads(config)] * 2)]
-    query, key, value = leaves = [
-        torch.randn(shape, generator=draw, device=device).bfloat16().requires_grad_()
-        for shape in shapes
-    ]
-    try:
-        layout = varlen_layout(segments).to(device)
-        found = []
-        for output in (
-            varlen_attention(query, key, value, layout, size**-0.5),
-            packed_attention(query, key, value, segments, size**-0.5),
-        ):
-            found.append([output, *torch.autograd.grad(output.float().square().sum(), leaves)])
-    except Exception as error:  # a device or head size that the kernel was not built for
-        return f"does not run here ({type(error).__name__}: {error})".partition("\n")[0]
-    apart = max(
-        ((mine - other).abs().max() / other.abs().max()).item()
-        for mine, other in zip(*found, strict=True)
-    )
-    return None if apart < 5e-2 else f"computes something else here (by {apart:.1g})"
-
-
-def _key_heads(config: Any) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def _attend(

@@ -256,6 +256,17 @@ def whole_weights() -> Iterator[None]:
         hook._hf_deepspeed_config_weak_ref = former
 
 
+def gather_as_one(module: Any) -> None:
+    """Let ZeRO-3 gather a module's weights, and those of modules in it, by its own calls alone.
+
+    For a module (a head in an adapter) that calls those in it differently often on every rank.
+    """
+    if start().engine.name == "zero3" and any(True for _ in module.children()):
+        from deepspeed.utils import set_z3_leaf_module
+
+        set_z3_leaf_module(module, True)
+
+
 @contextlib.contextmanager
 def gathered_while_used(model: Any) -> Iterator[None]:
     """Within it, a model whose weights ZeRO-3 dealt out on loading runs outside the engine.

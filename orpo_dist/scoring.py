@@ -16,22 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from orpo_dist.attention import no_masks, use_packed_attention, varlen_differs
+from orpo_dist import proof
+from orpo_dist.attention import no_masks, use_packed_attention
 from orpo_dist.config import ORPOConfig
+from orpo_dist.head import forget_targets, teach_targets, token_logps
+from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
-from orpo_dist.runtime import Runtime, gathered_while_used
+from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
 logger = logging.getLogger("orpo_dist")
 
 Batch = PackedBatch | PaddedBatch
-
-LOGITS_BYTES = 2**28  # fp32 logits that may exist at once: 256 MiB
-BLOCK_BYTES = 2**22  # logits that a CPU turns into log-probs at a time: 4 MiB
-MIN_CHUNK = 128  # tokens; smaller chunks would leave the hardware idle
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,14 @@ class Scorer:
     """One way of scoring, fixed for a model.
 
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
+    holds_to: packing is exact up to sequences of so many tokens; None: of any length.
     """
 
     packed: bool
     nll_scope: str = "completion"
     pad_id: int = 0
     varlen: bool = False
+    holds_to: int | None = None
 
     def collate(self, pairs: Sequence[Pair], real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
@@ -65,29 +65,34 @@ def make_scorer(
     nll_scope: str = "completion",
     pad_id: int = 0,
     device: torch.device | None = None,
+    longest: int | None = None,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
-    auto takes the packed path if the model proves, on a pair of random tokens, that it scores the
-    same packed and padded; some architectures accept packed input and are silently wrong.
-    device: where the model will run, if that is not where its weights are.
+    auto takes the packed path if the model's architecture proves, in fp32, that every answer scores
+    as it would alone; some accept packed input and are silently wrong. Where it cannot, a warning
+    says what the padded path costs. device: where the model will run, if that is not where its
+    weights are. longest: tokens of the longest sequence it will meet, where that is known: a rope
+    that changes only beyond that does not matter.
     Raises ``UserError`` if packed is asked for and the model cannot.
     """
     padded = Scorer(False, nll_scope, pad_id)
     if attention == "padded":
         return padded
     core = causal_model(model)
-    former = core.config._attn_implementation
-    reason = why_not_packed(core) or _teach_packing(core)
+    reason = why_not_packed(core) or _unproved(model, longest)
     if reason is None:
-        reason = _failed_proof(model, pad_id)
-        if reason is None:
-            return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device))
-        del core.forward  # the class's own again
-        core.set_attn_implementation(former)
+        switch = length_switch(core.config)
+        holds_to = switch if longest is not None and longest <= (switch or 0) else None
+        return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device), holds_to)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
-    logger.info("attention: padded, because %s %s", type(core).__name__, reason)
+    logger.warning(
+        "attention: padded, because %s %s; every prompt is computed twice and sequences are "
+        "padded, which takes 2 to 5 times as long as packed",
+        type(core).__name__,
+        reason,
+    )
     return padded
 
 
@@ -98,13 +103,15 @@ def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     return scorer
 
 
-def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
-    """The same scorer on every rank, after a proof by one that holds the weights."""
+def agreed_scorer(
+    policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime, longest: int | None = None
+) -> Scorer:
+    """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
 
     def make() -> Scorer:
         pad_id = tokenizer.pad_token_id or 0
         device = torch.device("cuda") if torch.cuda.is_available() else None
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, longest)
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
@@ -117,10 +124,60 @@ def _takes_varlen(core: Any, device: torch.device | None) -> bool:
     device = device or core.get_output_embeddings().weight.device
     if device.type != "cuda":
         return False
-    reason = varlen_differs(core.config.get_text_config(), device)
+    reason = kernel_differs(core, device)
     if reason is not None:
-        logger.info("attention: packed pair by pair, because the varlen kernel %s", reason)
+        logger.warning(
+            "attention: packed, but pair by pair and slower, because the varlen kernel %s", reason
+        )
     return reason is None
+
+
+def kernel_differs(core: Any, device: torch.device) -> str | None:
+    """Why the variable-length kernel is not to be trusted with this model; None if it is right.
+
+    The model's own attention runs on the device, forward and backward, on a miniature with the real
+    head sizes and with windows that bite.
+    """
+    try:
+        small = miniature(core).to(device)
+        reason = _teach_packing(small)
+        assert reason is None, reason
+        return proof.kernel_fails(small, *(_prompts_too(varlen) for varlen in (False, True)))
+    except Exception as error:  # a device or head size that the kernel was not built for
+        return _first_line(f"does not run here ({type(error).__name__}: {error})")
+
+
+def _prompts_too(varlen: bool = False) -> proof.Score:
+    """Packed scores of pairs, under the scope that counts every token there is."""
+    scorer = Scorer(True, "prompt_and_completion", varlen=varlen)
+    return lambda model, pairs: scorer.score(model, scorer.collate(pairs).to(model.device))
+
+
+def _unproved(model: Any, longest: int | None) -> str | None:
+    """Why a model does not score packed answers as it scores each alone; None if it is taught."""
+    core = causal_model(model)
+    try:
+        small = miniature(core, longest)
+    except Exception as error:
+        return _first_line(f"cannot be rebuilt small for a proof ({type(error).__name__}: {error})")
+    former = core.config._attn_implementation
+    try:
+        reason = proof.fails(small, _teach_packing, _prompts_too())
+        changed = proof.changed(core, small)  # and so not what its config says
+        if reason is None and changed and is_small(core):
+            reason = proof.fails(in_fp32(core), _teach_packing, _prompts_too())
+        reason = reason or _teach_packing(core)
+        if reason is None and changed and not is_small(core):
+            reason = proof.model_fails(model, Scorer(True), Scorer(False))
+    except Exception as error:  # whatever an unknown architecture makes of packed input
+        reason = _first_line(f"does not run packed ({type(error).__name__}: {error})")
+    if reason is not None and "forward" in vars(core):
+        _forget_packing(core, former)
+    return reason
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def causal_model(model: Any) -> Any:
@@ -160,7 +217,15 @@ def _teach_packing(core: Any) -> str | None:
         return _packed_forward(self, orpo_batch)
 
     core.forward = types.MethodType(forward, core)
+    teach_targets(core)
+    gather_as_one(core.get_output_embeddings())
     return None
+
+
+def _forget_packing(core: Any, attention: str) -> None:
+    del core.forward  # the class's own again
+    forget_targets(core)
+    core.set_attn_implementation(attention)
 
 
 def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
@@ -188,101 +253,3 @@ def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor
     logits = model(input_ids=ids, use_cache=False).logits[:, -wanted - 1 : -1]
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return exact.log_softmax(-1).gather(2, targets[..., None])[..., 0]
-
-
-def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs of the targets, (S,) in fp32 or better, from hidden states (S, H).
-
-    Small inputs are scored at once; more than one chunk is recomputed in the backward pass.
-    """
-    vocabulary = core.config.get_text_config().vocab_size
-    size = max(MIN_CHUNK, LOGITS_BYTES // (4 * vocabulary))
-    if len(targets) <= size:
-        return _chunk_logps(core, hidden, targets)
-    parts = [
-        checkpoint(_chunk_logps, core, some, wanted, use_reentrant=False)
-        for some, wanted in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _chunk_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = _finish_logits(core.config.get_text_config(), core.get_output_embeddings()(hidden))
-    return _TargetLogps.apply(logits, targets)
-
-
-class _TargetLogps(torch.autograd.Function):
-    """log p(target), (S,) in fp32 or better, from logits (S, V) that nobody else needs.
-
-    The same as ``-cross_entropy(logits.float(), targets, reduction="none")`` without its three
-    further tensors of S x V: the logits themselves become their gradient. Blocks of rows stay in
-    the cache of a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        normaliser = torch.empty(len(targets), dtype=exact, device=logits.device)
-        for rows in _blocks(logits):
-            normaliser[rows] = logits[rows].to(exact).logsumexp(1)
-        ctx.save_for_backward(logits, targets, normaliser)
-        return logits.gather(1, targets[:, None])[:, 0] - normaliser
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normaliser = ctx.saved_tensors  # a second backward raises here
-        for rows in _blocks(logits):
-            part = logits[rows].to(normaliser.dtype)
-            part.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
-            part.scatter_add_(1, targets[rows, None], grad[rows, None].to(part.dtype))
-            if part.dtype != logits.dtype:  # else it was written in place
-                logits[rows] = part
-        return logits, None
-
-
-def _blocks(logits: Tensor) -> list[slice]:
-    size = BLOCK_BYTES // (4 * logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    size = max(1, size)
-    return [slice(at, at + size) for at in range(0, len(logits), size)]
-
-
-def _finish_logits(config: Any, logits: Tensor) -> Tensor:
-    """What some families do after the head: Cohere and Granite scale, Gemma caps softly."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scale := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-@torch.no_grad()
-def _failed_proof(model: Any, pad_id: int) -> str | None:
-    """Score two random pairs packed and padded; None if they agree, else the reason."""
-    core = causal_model(model)
-    vocabulary = core.config.get_text_config().vocab_size
-    draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocabulary, (40,), generator=draw).tolist()
-    pairs = [
-        Pair(tokens[:9], tokens[9:16], tokens[16:21]),
-        Pair(tokens[21:24], tokens[24:27], tokens[27:]),
-    ]
-    device = core.get_output_embeddings().weight.device
-    training = model.training
-    model.eval()
-    try:
-        found = [
-            scorer.score(model, scorer.collate(pairs).to(device))
-            for scorer in (Scorer(True, pad_id=pad_id), Scorer(False, pad_id=pad_id))
-        ]
-    except Exception as error:  # whatever an unknown architecture makes of packed input
-        return f"does not run packed ({type(error).__name__}: {error})".partition("\n")[0]
-    finally:
-        model.train(training)
-    coarse = getattr(core, "is_quantized", False) or core.dtype != torch.float32
-    for name in ("chosen_logp", "rejected_logp"):
-        packed, padded = (getattr(scores, name) for scores in found)
-        if not torch.allclose(packed, padded, atol=5e-2 if coarse else 1e-3, rtol=0):
-            return f"scores differently packed (by {(packed - padded).abs().max():.1g} nats)"
-    return None

@@ -74,10 +74,13 @@ class ORPOTrainer(EngineTrainer):
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = make_policy(model, config, processing_class, peft_config)
-        self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
         train_pairs = as_pairs(train_dataset, encoder, config, training=True)
         eval_pairs = as_pairs(eval_dataset, encoder, config)
+        lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
+        self.scorer = agreed_scorer(
+            policy, config, processing_class, self.runtime, max(lengths, default=None)
+        )
         self._hidden_size = policy.config.get_text_config().hidden_size
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
@@ -136,6 +139,12 @@ class ORPOTrainer(EngineTrainer):
                 limits_of(self.config, self.model.config),
             )
             pairs = as_pairs(pairs, encoder, self.config)
+        if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
+            raise UserError(
+                f"evaluation data: has {pairs.longest} tokens in a sequence, and this model's rope "
+                f"changes beyond {self.scorer.holds_to}; pass it as eval_dataset to the trainer, "
+                "set max_seq_length, or take attention padded"
+            )
         plain = {"gradient_accumulation": 1, "data_weights": None}
         plain |= {"data_temperature": None, "curriculum": None}
         plan = self._plan(self.config.replace(**plain), pairs, self.args)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_HEAD_DIM = 256  # of flash attention
@@ -115,11 +116,18 @@ def varlen_attention(
     scaling: float,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """query: (1, H, T, D); key, value: (1, H or fewer, T, D). Returns (1, T, H, D)."""
+    """query: (1, H, T, D); key: (1, H or fewer, T, D); value: (1, as key, T, E).
+
+    Returns (1, T, H, E).
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     dtype = kernel_dtype(query)
-    queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    # The kernel knows one head size for all, a multiple of 8; zeros change neither scores nor sums.
+    width = -(-max(query.shape[-1], value.shape[-1]) // 8) * 8
+    queries, keys, values = (
+        F.pad(x[0].transpose(0, 1).to(dtype), (0, width - x.shape[-1])) for x in (query, key, value)
+    )
     grouped: dict[str, Any] = {}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 always on
         grouped["enable_gqa"] = query.shape[1] != key.shape[1]
@@ -135,4 +143,4 @@ def varlen_attention(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         **grouped,
     )
-    return output[None]
+    return output[None, ..., : value.shape[-1]]

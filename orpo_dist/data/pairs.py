@@ -40,6 +40,11 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its longer answer."""
+        return int((self.lengths[:, 0] + self.lengths[:, 1:].max(1)).max(initial=0))
+
     def __getitem__(self, index: int) -> Pair:
         prompt, chosen, rejected = self.lengths[index]
         start = self._starts[index]

@@ -86,7 +86,7 @@ def score_dataset(
 
     batch_size, token_budget: most pairs and tokens per forward pass.
     """
-    scorer = make_scorer(model, attention)
+    scorer = make_scorer(model, attention, longest=pairs.longest)
     model.eval()
 
     def score(some: list[Pair]) -> PairScores:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from orpo_dist import attention, scoring, varlen
+from orpo_dist import attention, head, scoring, varlen
 from orpo_dist.config import ORPOConfig
 from orpo_dist.objective import orpo_loss
 from orpo_dist.planning.skeleton import HALF, Method, build
@@ -180,7 +180,7 @@ def _hardware(gpu: bool) -> Iterator[None]:
     import torch.nn.attention.varlen as kernels
 
     with (
-        mock.patch.object(scoring, "BLOCK_BYTES", 2**62),
+        mock.patch.object(head, "BLOCK_BYTES", 2**62),
         mock.patch.object(attention, "can_run", can_run),
         mock.patch.object(varlen, "kernel_dtype", dtype),
         mock.patch.object(kernels, "varlen_attn", _flash),

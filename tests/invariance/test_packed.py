@@ -13,7 +13,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 import orpo_dist.attention
-import orpo_dist.scoring
+import orpo_dist.head
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError, load
 from orpo_dist.model import disable_dropout
 from orpo_dist.packing import pack_pairs
@@ -113,17 +113,24 @@ def test_packed_equals_padded(family: str, scope: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama tied", "gemma2", "opt"])
 def test_with_chunked_scoring(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    whole = orpo_dist.scoring._chunk_logps
-    monkeypatch.setattr(orpo_dist.scoring, "LOGITS_BYTES", 0)
-    monkeypatch.setattr(orpo_dist.scoring, "MIN_CHUNK", 5)
-    monkeypatch.setattr(
-        orpo_dist.scoring,
-        "_chunk_logps",
-        lambda core, hidden, targets: seen.append(len(targets)) or whole(core, hidden, targets),
-    )
-    assert_equal_paths(small_model(family))
+    seen, calls = [], []
+    whole = orpo_dist.head._TargetLogps
+    monkeypatch.setattr(orpo_dist.head, "LOGITS_BYTES", 0)
+    monkeypatch.setattr(orpo_dist.head, "MIN_CHUNK", 5)
+
+    class Counting:
+        @staticmethod
+        def apply(logits: Any, targets: Any) -> Any:
+            seen.append(len(targets))
+            return whole.apply(logits, targets)
+
+    monkeypatch.setattr(orpo_dist.head, "_TargetLogps", Counting)
+    model = small_model(family)
+    assert_equal_paths(model)
     assert max(seen) == 5
+    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    scored(model, Scorer(True))
+    assert len(calls) == 1  # an engine sees one call, however many chunks there are
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj", "lm_head"]])

@@ -6,17 +6,15 @@ GPU the same tests run the kernel itself.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.attention.varlen
 from torch import Tensor
-from transformers import LlamaConfig
 
 import orpo_dist.attention
-from orpo_dist.attention import packed_attention, varlen_differs
+from orpo_dist.attention import packed_attention
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.varlen import varlen_attention, varlen_layout
 from tests.invariance.test_packed import small_model, some_pairs
@@ -102,25 +100,3 @@ def test_models_score_the_same_through_it(monkeypatch: pytest.MonkeyPatch, famil
             mine, other, atol=1e-5 * max(1.0, other.abs().max().item()), rtol=1e-4
         )
     assert bool(taken) == (family != "gemma2")  # which caps softly, and the kernel does not
-
-
-@pytest.mark.parametrize("key_heads", [1, 4])
-def test_a_kernel_is_tried_before_it_is_used(key_heads: int) -> None:
-    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=key_heads)
-    assert varlen_differs(config, torch.device("cuda" if GPU else "cpu")) is None
-
-
-@pytest.mark.skipif(GPU, reason="breaks the stand-in")
-def test_a_kernel_that_is_wrong_or_absent_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, cpu = LlamaConfig(hidden_size=64, num_attention_heads=4), torch.device("cpu")
-
-    @functools.wraps(slow_kernel)
-    def short_sighted(*args: Any, window_size: Any, **kwargs: Any) -> Tensor:
-        return slow_kernel(*args, window_size=(2, 0), **kwargs)
-
-    def absent(*args: Any, **kwargs: Any) -> Tensor:
-        raise RuntimeError("not built for this device")
-
-    for kernel, reason in ((short_sighted, "something else"), (absent, "does not run")):
-        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
-        assert reason in str(varlen_differs(config, cpu))
