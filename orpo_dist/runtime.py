@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from orpo_dist.device import deepspeed_follows_torch
 from orpo_dist.engines import (
     SINGLE,
     Engine,
@@ -153,8 +154,7 @@ def _check_deepspeed_here(engine: Engine) -> None:
     """``UserError`` where DeepSpeed, its file or what it offloads to is not to be had."""
     path = deepspeed_file(os.environ)
     check_deepspeed(read_deepspeed(path), path)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed_follows_torch()
     try:
         import deepspeed
         from deepspeed.ops.op_builder import AsyncIOBuilder

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from orpo_dist.device import deepspeed_follows_torch
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
 from orpo_dist.launch.presets import Preset
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    deepspeed_follows_torch()
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
     options = launch_command_parser().parse_args(arguments[1:])
     options.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's share; the rest is handed on

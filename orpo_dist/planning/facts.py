@@ -9,7 +9,6 @@ import psutil
 import torch
 
 from orpo_dist.folder import RunFolder, read_json, read_metrics
-from orpo_dist.launch.machine import visible_gpus
 from orpo_dist.planning.estimate import Machine
 from orpo_dist.planning.speed import BETWEEN, CPU_FLOPS, MFU, USUAL, WITHIN, Rates
 from orpo_dist.throughput import PEAKS
@@ -19,7 +18,7 @@ from orpo_dist.types import UserError
 def machine_of(options: argparse.Namespace) -> Machine:
     """What to plan for: as stated, else this machine."""
     here = psutil.virtual_memory().total / 2**30
-    gpus = visible_gpus() if options.gpus is None else options.gpus
+    gpus = torch.cuda.device_count() if options.gpus is None else options.gpus
     if not gpus:
         if options.gpu_memory is not None:
             raise UserError("--gpu-memory: say how many GPUs too, with --gpus")

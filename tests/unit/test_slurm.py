@@ -322,4 +322,3 @@ def test_dry_run_shows_what_would_run_without_slurm(script: str, tmp_path: Path)
         last = shown.splitlines()[-1]
         assert "--num_processes 16 --num_machines 2 --machine_rank 0" in last
         assert "ds_configs/zero3.json" in last
-        assert "DS_ACCELERATOR=cpu" not in last
