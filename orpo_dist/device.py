@@ -32,3 +32,19 @@ def mention_idle_gpus(command: str) -> None:
             gpus,
             command,
         )
+
+
+def computes_bf16() -> bool:
+    """Whether the GPU has bf16 in hardware; for older ones (V100, T4) it is emulated."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@functools.cache
+def mention_emulated_bf16() -> None:
+    """One line, once, where bf16 is asked for on a GPU that does not have it."""
+    if torch.cuda.is_available() and not computes_bf16():
+        logger.warning(
+            "mixed_precision bf16: %s has none in hardware, it is emulated; fp16, the default "
+            "there, is not",
+            torch.cuda.get_device_name(),
+        )

@@ -14,6 +14,7 @@ from torch import nn
 
 from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
+from orpo_dist.device import computes_bf16, mention_emulated_bf16
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -21,11 +22,13 @@ logger = logging.getLogger("orpo_dist")
 
 def resolve_precision(config: ORPOConfig) -> str:
     """``mixed_precision`` with the default filled in for this machine."""
+    if config.mixed_precision == "bf16":
+        mention_emulated_bf16()
     if config.mixed_precision is not None:
         return config.mixed_precision
     if not torch.cuda.is_available():
         return "none"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if computes_bf16() else "fp16"
 
 
 def locate(model: str) -> str:

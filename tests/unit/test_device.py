@@ -13,15 +13,19 @@ import torch
 from torch import nn
 
 from orpo_dist import ORPOConfig, ORPOTrainer, device
+from orpo_dist.model import resolve_precision
 
 Rows = list[dict[str, str]]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet() -> Iterator[None]:
-    device.mention_idle_gpus.cache_clear()
+    said = device.mention_idle_gpus, device.mention_emulated_bf16
+    for line in said:
+        line.cache_clear()
     yield
-    device.mention_idle_gpus.cache_clear()
+    for line in said:
+        line.cache_clear()
 
 
 @pytest.fixture
@@ -97,3 +101,39 @@ def test_deepspeed_computes_where_torch_does(sees: bool, monkeypatch: pytest.Mon
     monkeypatch.delenv("DS_ACCELERATOR")
     device.deepspeed_follows_torch()
     assert os.environ.get("DS_ACCELERATOR") == (None if sees else "cpu")
+
+
+def gpu_of(monkeypatch: pytest.MonkeyPatch, major: int) -> None:
+    """A GPU of a compute capability, as torch shows it; from 8 on they have bf16."""
+
+    class Properties:
+        def __init__(self) -> None:
+            self.major = major
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)  # emulated
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+
+
+@pytest.mark.parametrize(("major", "precision"), [(7, "fp16"), (8, "bf16"), (9, "bf16")])
+def test_the_precision_is_one_that_the_gpu_has(
+    major: int, precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu_of(monkeypatch, major)
+    assert resolve_precision(ORPOConfig()) == precision
+    assert not caplog.messages
+    for _ in range(2):
+        assert resolve_precision(ORPOConfig(mixed_precision="bf16")) == "bf16"
+    assert len(caplog.messages) == (major < 8)
+    assert all("Tesla T4" in line and "fp16" in line for line in caplog.messages)
+
+
+def test_bf16_on_a_cpu_is_no_matter_of_gpus(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_precision(ORPOConfig(mixed_precision="bf16")) == "bf16"
+    assert resolve_precision(ORPOConfig()) == "none"
+    assert not caplog.messages
