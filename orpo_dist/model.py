@@ -15,7 +15,8 @@ from torch import nn
 from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
-from orpo_dist.types import UserError
+from orpo_dist.outage import is_outage
+from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -176,10 +177,12 @@ def _loading(what: str, model: str) -> Iterator[None]:
     """One sentence for whatever a broken or foreign folder makes the libraries raise."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except (UserError, TemporaryFailure, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_outage(error):
+            raise TemporaryFailure(f"{what} {model}: cannot be loaded now ({reason})") from error
         raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error
 
 

@@ -27,7 +27,7 @@ from orpo_dist.engines import (
     engine_of,
     read_deepspeed,
 )
-from orpo_dist.types import UserError
+from orpo_dist.types import TemporaryFailure, UserError
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Runtime:
         return total.numpy()
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Rank 0 does the work; every rank gets its result or, as its own, its ``UserError``."""
+        """Rank 0 does the work; every rank gets its result or, as its own, its error."""
         if self.world_size == 1:
             return work()
         box: list[Any] = [None, None]
@@ -83,7 +83,8 @@ class Runtime:
                 box[0] = work()
             except Exception as error:
                 failure = error
-                box[1] = error if isinstance(error, UserError) else RuntimeError(str(error))
+                told = isinstance(error, UserError | TemporaryFailure)
+                box[1] = error if told else RuntimeError(str(error))
         dist.broadcast_object_list(box, src=0, group=self.control)
         if failure is not None:
             raise failure

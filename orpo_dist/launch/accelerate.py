@@ -21,11 +21,11 @@ from typing import Any
 import psutil
 
 from orpo_dist.device import deepspeed_follows_torch
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.launch.presets import Preset
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
-TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
+TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
 HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
