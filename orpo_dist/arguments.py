@@ -7,11 +7,13 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from orpo_dist.compatibility import accumulation
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
+from orpo_dist.device import mention_idle_gpus
 from orpo_dist.metrics import MEANS, named_metrics
 from orpo_dist.model import resolve_precision
 from orpo_dist.runtime import Runtime
@@ -19,6 +21,19 @@ from orpo_dist.types import UserError
 
 # Metrics for which less is better; every other evaluation metric should rise.
 FALLING = ("loss", "nll", "perplexity")
+
+
+class OneDevice(TrainingArguments):
+    """A process computes on one device; other GPUs that it sees belong to other processes.
+
+    Trainer would take them all: with ``nn.DataParallel``, which leaves accelerate's bf16 out, and
+    with as many times the batch size.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: 0 or 1."""
+        return min(1, super().n_gpu)
 
 
 def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConfig:
@@ -80,13 +95,12 @@ def _eval_metric(name: str | None) -> str:
     return metric
 
 
-def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) -> Any:
+def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) -> OneDevice:
     """TrainingArguments for a resolved config on the engine that is up.
 
     Trainer's own accumulation stays at 1: a planned step is one batch to it.
     """
-    from transformers import TrainingArguments
-
+    mention_idle_gpus("train")
     names = {field.name for field in fields(TrainingArguments)}
     metric = _eval_metric(config.metric_for_best_model)
     checkpointing = (
@@ -133,7 +147,7 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         **config.trainer_args,
     }
     try:
-        return TrainingArguments(**settings)
+        return OneDevice(**settings)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"trainer_args: {_first_line(error)}") from error
 
@@ -144,7 +158,6 @@ def _first_line(error: Exception) -> str:
 
 def _check_choices(config: ORPOConfig) -> None:
     """Schedules, optimizers, loggers and trainer_args are transformers' own: name the choices."""
-    from transformers import TrainingArguments
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 

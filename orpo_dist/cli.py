@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from orpo_dist.console import set_up_logging
-from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.failure import crash, rank_among_others, say
-from orpo_dist.types import UserError
+from orpo_dist.types import TemporaryFailure, UserError
 
 if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig
@@ -111,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(f"error: {error}")
         return EXIT_USER_ERROR
+    except TemporaryFailure as error:
+        say(f"failed for now: {error}")
+        return EXIT_TEMPORARY
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 
@@ -19,11 +18,11 @@ def set_up_logging() -> None:
 
 def quieten_libraries() -> None:
     """Errors of libraries still come through; their notices and bars in log files do not."""
-    import torch
     import transformers
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says that it had to guess
+    from orpo_dist.device import deepspeed_follows_torch
+
+    deepspeed_follows_torch()
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()

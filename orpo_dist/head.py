@@ -31,13 +31,15 @@ def teach_targets(core: Any) -> None:
         return  # it has learnt that before
 
     @functools.wraps(type(head).forward)
-    def forward(self: Any, *args: Any, orpo_targets: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, hidden: Tensor, *args: Any, orpo_targets: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         # Not self(...): hooks belong to the one call around all chunks.
         plain = former or functools.partial(type(self).forward, self)
         if orpo_targets is None:
-            return plain(*args, **kwargs)
+            return plain(hidden, *args, **kwargs)
         size = chunk_tokens(config.vocab_size)
-        return _logps(lambda some: _finished(config, plain(some)), size, *args, orpo_targets)
+        return _logps(lambda some: _finished(config, plain(some)), size, hidden, orpo_targets)
 
     setattr(forward, FORMER, former)
     head.forward = types.MethodType(forward, head)

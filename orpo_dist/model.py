@@ -14,18 +14,22 @@ from torch import nn
 
 from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
-from orpo_dist.types import UserError
+from orpo_dist.device import computes_bf16, mention_emulated_bf16
+from orpo_dist.outage import is_outage
+from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
 
 
 def resolve_precision(config: ORPOConfig) -> str:
     """``mixed_precision`` with the default filled in for this machine."""
+    if config.mixed_precision == "bf16":
+        mention_emulated_bf16()
     if config.mixed_precision is not None:
         return config.mixed_precision
     if not torch.cuda.is_available():
         return "none"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if computes_bf16() else "fp16"
 
 
 def locate(model: str) -> str:
@@ -173,10 +177,12 @@ def _loading(what: str, model: str) -> Iterator[None]:
     """One sentence for whatever a broken or foreign folder makes the libraries raise."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except (UserError, TemporaryFailure, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_outage(error):
+            raise TemporaryFailure(f"{what} {model}: cannot be loaded now ({reason})") from error
         raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error
 
 

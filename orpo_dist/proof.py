@@ -36,7 +36,7 @@ def some_pairs(vocabulary: int, longest: int | None = None, seed: int = 0) -> li
     def tokens(count: int) -> list[int]:
         return torch.randint(0, vocabulary, (count,), generator=draw).tolist()
 
-    found = [Pair(*map(tokens, lengths)) for lengths in LENGTHS]
+    found = [Pair(tokens(p), tokens(c), tokens(r)) for p, c, r in LENGTHS]
     return [p for p in found if len(p.prompt) + max(len(p.chosen), len(p.rejected)) <= longest]
 
 
@@ -174,8 +174,8 @@ def kernel_fails(model: Any, by_sdpa: Score, by_kernel: Score) -> str | None:
     model.bfloat16()
     errors = []
     for score in (by_sdpa, by_kernel):
-        found, turned = measured(model, packed_scores(score(model, pairs)))
-        errors.append((scores_apart(found, exact, pairs), gradient_apart(turned.float(), slope)))
+        found, leaning = measured(model, packed_scores(score(model, pairs)))
+        errors.append((scores_apart(found, exact, pairs), gradient_apart(leaning.float(), slope)))
     (rounding, turning), (apart, turned) = errors
     if apart <= 3 * rounding + 1e-3 and turned <= 3 * turning + 1e-3:
         return None

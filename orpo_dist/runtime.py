@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from orpo_dist.device import deepspeed_follows_torch
 from orpo_dist.engines import (
     SINGLE,
     Engine,
@@ -26,7 +27,7 @@ from orpo_dist.engines import (
     engine_of,
     read_deepspeed,
 )
-from orpo_dist.types import UserError
+from orpo_dist.types import TemporaryFailure, UserError
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Runtime:
         return total.numpy()
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Rank 0 does the work; every rank gets its result or, as its own, its ``UserError``."""
+        """Rank 0 does the work; every rank gets its result or, as its own, its error."""
         if self.world_size == 1:
             return work()
         box: list[Any] = [None, None]
@@ -82,7 +83,8 @@ class Runtime:
                 box[0] = work()
             except Exception as error:
                 failure = error
-                box[1] = error if isinstance(error, UserError) else RuntimeError(str(error))
+                told = isinstance(error, UserError | TemporaryFailure)
+                box[1] = error if told else RuntimeError(str(error))
         dist.broadcast_object_list(box, src=0, group=self.control)
         if failure is not None:
             raise failure
@@ -153,8 +155,7 @@ def _check_deepspeed_here(engine: Engine) -> None:
     """``UserError`` where DeepSpeed, its file or what it offloads to is not to be had."""
     path = deepspeed_file(os.environ)
     check_deepspeed(read_deepspeed(path), path)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed_follows_torch()
     try:
         import deepspeed
         from deepspeed.ops.op_builder import AsyncIOBuilder

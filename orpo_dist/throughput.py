@@ -5,6 +5,7 @@ Only useful tokens count, prompts once; recomputed work does not count (PaLM, ar
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +14,12 @@ import torch
 from transformers import TrainerCallback
 
 from orpo_dist.batching import Work
+from orpo_dist.peaks import peak_of
 
-# Dense bf16 peaks from the makers' data sheets, FLOP/s, by a part of the device's name.
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+logger = logging.getLogger("orpo_dist")
+
+# How attentions call the projection that their heads' outputs go through.
+OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class ModelFlops:
     """Floating-point operations of one training step, from the sizes of the weights.
 
     body, head: weights that every token, or every scored token, is multiplied with; trainable_*:
-    those that need a gradient. layers, width: of the attention.
+    those that need a gradient. layers, width: of the attention (its mean width).
     """
 
     body: int
@@ -43,7 +35,7 @@ class ModelFlops:
     trainable_body: int
     trainable_head: int
     layers: int
-    width: int
+    width: float
 
     def __call__(self, work: Work) -> float:
         """2 per weight forward, 2 for the gradient of its input, 2 for its own."""
@@ -55,13 +47,21 @@ class ModelFlops:
 
 
 def model_flops(core: Any) -> ModelFlops | None:
-    """For a transformers model; None where the weights do not tell (quantised, experts)."""
-    config = core.config.get_text_config()
-    experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts"))
-    if getattr(core, "is_quantized", False) or experts:
+    """For a transformers model; None where the weights do not tell (quantised, experts, no heads).
+
+    A figure for the log: a model of an unknown build is no reason to stop.
+    """
+    try:
+        return _count(core)
+    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        logger.info("no mfu: the arithmetic of %s is not known (%s)", type(core).__name__, error)
         return None
-    head = core.get_output_embeddings()
-    if head is None or not hasattr(config, "hidden_size"):
+
+
+def _count(core: Any) -> ModelFlops | None:
+    config, head = core.config.get_text_config(), core.get_output_embeddings()
+    attention = _attention(core.get_decoder(), config)
+    if head is None or attention is None or getattr(core, "is_quantized", False) or _chooses(core):
         return None
     inside = {id(parameter) for parameter in head.parameters()}
     outside = {id(parameter) for parameter in core.get_input_embeddings().parameters()} | inside
@@ -71,10 +71,38 @@ def model_flops(core: Any) -> ModelFlops | None:
         head=sum(_size(p)[0] for p in head.parameters()),
         trainable_body=sum(_size(p)[0] for p in body if p.requires_grad),
         trainable_head=sum(_size(p)[0] for p in head.parameters() if p.requires_grad),
-        layers=config.num_hidden_layers,
-        width=config.num_attention_heads
-        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+        layers=attention[0],
+        width=attention[1],
     )
+
+
+def _chooses(core: Any) -> bool:
+    """Whether tokens go through a part of the weights only."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any(getattr(core.config.get_text_config(), name, None) for name in names) or any(
+        word in type(module).__name__ for module in core.modules() for word in ("Expert", "Moe")
+    )
+
+
+def _attention(decoder: Any, config: Any) -> tuple[int, float] | None:
+    """Layers with attention, and its mean width over them: heads times the size of a head.
+
+    From what goes into the output projections, whatever the config says; from the config where
+    these go by other names; None where it has no heads, or other ones in every layer.
+    """
+    widths = []
+    for module in decoder.modules():
+        if type(module).__name__.endswith("Attention"):
+            parts = dict(module.named_children())
+            found = next((parts[name] for name in OUTPUTS if name in parts), None)
+            if found is not None:  # nx: of transformers' Conv1D
+                widths.append(getattr(found, "in_features", None) or found.nx)
+    if widths:
+        return len(widths), sum(widths) / len(widths)
+    heads, size = (getattr(config, name, None) for name in ("num_attention_heads", "head_dim"))
+    if not isinstance(heads, int) or not isinstance(size, int | None):
+        return None
+    return config.num_hidden_layers, heads * (size or config.hidden_size // heads)
 
 
 def _size(parameter: torch.nn.Parameter) -> tuple[int, int]:
@@ -87,26 +115,77 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
     """The device's dense peak for this precision, where a data sheet gives it."""
     if device.type != "cuda" or not bf16:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+class HostClock:
+    """Sums up time spans as the process sees them: right where it waits for what it computes."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        self._seconds += time.perf_counter() - self._began
+
+    def pop(self) -> float:
+        """Seconds of all spans since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class GpuClock:
+    """Sums up time spans as the GPU sees them, which runs after the process that gives it work.
+
+    Marks are put between the kernels and read in ``pop`` alone, so that nobody waits before.
+    """
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[Any, Any]] = []
+
+    def begin(self) -> None:
+        self._began = self._mark()
+
+    def end(self) -> None:
+        self._spans.append((self._began, self._mark()))
+
+    def pop(self) -> float:
+        """Seconds of all spans since the last call; waits for the end of the last."""
+        spans, self._spans = self._spans, []
+        if spans:
+            spans[-1][1].synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
+
+    def _mark(self) -> Any:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
 
 
 class Throughput(TrainerCallback):
     """Clocks the steps of a log interval, optimizer included, evaluations and saving left out."""
 
-    def __init__(self, flops: ModelFlops | None = None, peak: float | None = None):
-        """peak: FLOP/s of all ranks together."""
+    def __init__(
+        self,
+        flops: ModelFlops | None = None,
+        peak: float | None = None,
+        device: torch.device | None = None,
+    ):
+        """peak: FLOP/s of all ranks together. device: what computes the steps (None: the CPU)."""
         self.flops, self.peak = flops, peak
+        self._clock = GpuClock() if device is not None and device.type == "cuda" else HostClock()
         self._reset()
 
     def _reset(self) -> None:
-        self._work, self._pairs, self._steps, self._seconds = Work(), 0, 0, 0.0
+        self._work, self._pairs, self._steps = Work(), 0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
+        self._clock.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._seconds += time.perf_counter() - self._began
+        self._clock.end()
         self._steps += 1
 
     def add(self, work: Work, pairs: int) -> None:
@@ -116,7 +195,7 @@ class Throughput(TrainerCallback):
 
     def pop(self) -> dict[str, float]:
         """Rates since the last call; empty where no step was finished."""
-        work, pairs, steps, seconds = self._work, self._pairs, self._steps, self._seconds
+        work, pairs, steps, seconds = self._work, self._pairs, self._steps, self._clock.pop()
         self._reset()
         if not steps or not seconds:
             return {}

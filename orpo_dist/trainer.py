@@ -81,7 +81,8 @@ class ORPOTrainer(EngineTrainer):
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)
         )
-        self._hidden_size = policy.config.get_text_config().hidden_size
+        text = policy.config.get_text_config()
+        self._hidden_size = getattr(text, "hidden_size", Plan.hidden_size)  # for even shares only
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:
@@ -105,7 +106,9 @@ class ORPOTrainer(EngineTrainer):
             keep_freed_memory()
         peak = peak_flops(self.args.device, config.mixed_precision == "bf16")
         self.throughput = Throughput(
-            model_flops(causal_model(policy)), peak and peak * self.args.world_size
+            model_flops(causal_model(policy)),
+            peak and peak * self.args.world_size,
+            self.args.device,
         )
         self.add_callback(self.throughput)
         for noisy in (ProgressCallback, PrinterCallback):

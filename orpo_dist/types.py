@@ -17,6 +17,13 @@ class UserError(ValueError):
     """
 
 
+class TemporaryFailure(RuntimeError):
+    """The network or a server failed: one sentence; nobody's mistake, and trying again may help.
+
+    The command line prints it without a traceback and exits with code 75.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One preference, tokenised and truncated: a prompt and its two answers.

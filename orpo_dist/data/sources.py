@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.types import UserError
+from orpo_dist.outage import is_outage
+from orpo_dist.types import TemporaryFailure, UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
@@ -182,6 +183,8 @@ def _datasets_source(path: str, split: str, local: bool) -> Source:
         found = datasets.load_from_disk(path) if local else datasets.load_dataset(path)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if is_outage(error):
+            raise TemporaryFailure(f"data {path}: cannot be loaded now ({reason})") from error
         kind = "datasets folder" if local else "neither a file here nor a hub data set that loads"
         raise UserError(f"data {path}: {kind} ({reason})") from error
     if isinstance(found, dict):

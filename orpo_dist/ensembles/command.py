@@ -187,8 +187,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     outputs = checked_outputs(options)
     loading = {name: values[name] for name in LOADING if name in values}
     ensemble = _ensemble(options, options.method[0], settings=loading)
+    from orpo_dist.device import mention_idle_gpus
     from orpo_dist.ensembles.evaluate import evaluate_ensemble
 
+    mention_idle_gpus("ensemble evaluate")
     found = evaluate_ensemble(ensemble, values["data_path"], options.method, values)
     if rank_among_others():
         return 0

@@ -88,10 +88,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str, Any]:
     from orpo_dist.console import quieten_libraries
+    from orpo_dist.device import mention_idle_gpus
     from orpo_dist.evaluation.evaluate import evaluate_models
     from orpo_dist.evaluation.text import TextSettings
 
     quieten_libraries()
+    mention_idle_gpus("evaluate")
     texts = TextSettings(tuple(options.text), options.text_window, options.text_stride)
     found = evaluate_models(options.model, values.get("data_path", []), values, texts=texts)
     if not rank_among_others():

@@ -7,7 +7,8 @@ from typing import Any
 
 from orpo_dist import runtime
 from orpo_dist.handle import load
-from orpo_dist.types import UserError
+from orpo_dist.outage import is_outage
+from orpo_dist.types import TemporaryFailure, UserError
 
 
 def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:
@@ -47,5 +48,7 @@ def run_tasks(
         )
     except (OSError, ConnectionError) as error:  # the data of most tasks come from the hub
         reason = str(error).strip().partition("\n")[0]
+        if is_outage(error):
+            raise TemporaryFailure(f"tasks {','.join(tasks)}: no data now ({reason})") from error
         raise UserError(f"tasks {','.join(tasks)}: cannot be run ({reason})") from error
     return {name: dict(metrics) for name, metrics in found["results"].items()}

@@ -20,11 +20,12 @@ from typing import Any
 
 import psutil
 
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
+from orpo_dist.device import deepspeed_follows_torch
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.launch.presets import Preset
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
-TOLD = (EXIT_USER_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED)
+TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
 HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    deepspeed_follows_torch()
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
     options = launch_command_parser().parse_args(arguments[1:])
     options.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's share; the rest is handed on

@@ -8,12 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orpo_dist.launch.machine import (
-    await_first_machine,
-    check_first_machine,
-    free_port,
-    visible_gpus,
-)
+from orpo_dist.launch.gpus import visible_gpus
+from orpo_dist.launch.machine import await_first_machine, check_first_machine, free_port
 from orpo_dist.launch.presets import Preset
 from orpo_dist.types import UserError
 
@@ -99,8 +95,6 @@ def plan_launch(
     environment = {}
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, _cores() // here))
-    if preset.engine.deepspeed and not visible_gpus():
-        environment["DS_ACCELERATOR"] = "cpu"
     if topology.rdzv_id is not None:
         environment["PET_RDZV_ID"] = topology.rdzv_id  # torchrun's; accelerate has no flag for it
     if preset.engine.offload == "nvme":

@@ -1,23 +1,14 @@
-"""What can be known of this machine and of its way to the first one, without torch."""
+"""This machine's ports and its way to the first machine."""
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import time
-from pathlib import Path
 
 from orpo_dist.types import UserError
 
 FIRST_PORT, LAST_PORT = 20000, 32767  # above the usual services, below what systems hand out
-
-
-def visible_gpus() -> int:
-    """GPUs that processes on this machine may use: CUDA_VISIBLE_DEVICES, else all of NVIDIA's."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def free_port() -> int:

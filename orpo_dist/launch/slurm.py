@@ -21,6 +21,7 @@ from orpo_dist.exits import (
     EXIT_GAVE_UP,
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
+    EXIT_TEMPORARY,
     EXIT_USER_ERROR,
     recorded_codes,
 )
@@ -72,12 +73,12 @@ class Job:
         """Exists once the job's work is finished: an attempt that finds it ends at once."""
         return self.folder / "DONE"
 
-    def records(self) -> list[dict[str, Any]]:
-        """What ``begin`` has written in former attempts of this job."""
+    def records(self, event: str = "begin") -> list[dict[str, Any]]:
+        """What ``begin``, or ``end``, has written in former attempts of this job."""
         path = self.folder / "attempts.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = [json.loads(line) for line in lines]
-        return [line for line in found if line["job"] == self.id and line["event"] == "begin"]
+        return [line for line in found if line["job"] == self.id and line["event"] == event]
 
     def record(self, event: str, **entries: Any) -> None:
         line = {"job": self.id, "attempt": self.restarts, "event": event, "time": time.time()}
@@ -113,10 +114,17 @@ def begin(job: Job, config: ORPOConfig | None) -> list[str]:
     step = saved_step(run) if run and config and (ours or not config.overwrite) else 0
     if job.restarts > job.max_requeues:
         raise GaveUp(f"requeued {job.restarts} times, ORPO_MAX_REQUEUES is {job.max_requeues}")
-    if run and len(before) > 1 and {line["step"] for line in before[-2:]} == {step}:
+    tried = [line["step"] for line in before if line["attempt"] not in _outages(job)]
+    if run and len(tried) > 1 and set(tried[-2:]) == {step}:
         raise GaveUp(f"two attempts have ended without a checkpoint beyond step {step}")
     job.record("begin", step=step, nodes=os.environ.get("SLURM_JOB_NODELIST"))
     return _resume_flags(config, step) if config and ours else []
+
+
+def _outages(job: Job) -> list[int]:
+    """Attempts that could not load something: no sign that the job gets nowhere."""
+    ends = job.records("end")
+    return [e["attempt"] for e in ends if EXIT_TEMPORARY in (e["status"], *e["codes"].values())]
 
 
 def _resume_flags(config: ORPOConfig, step: int) -> list[str]:
@@ -148,6 +156,11 @@ class Attempt:
         return EXIT_REQUEUE in (self.status, *self.codes.values())
 
     @property
+    def failed_for_now(self) -> bool:
+        """The network or a server failed, which is nothing that a new checkpoint would show."""
+        return EXIT_TEMPORARY in (self.status, *self.codes.values())
+
+    @property
     def crashed(self) -> bool:
         return self.status != 0 and not self.cause and not self.requeue_wanted
 
@@ -165,6 +178,8 @@ def decide(attempt: Attempt) -> Verdict:
     if verdict := _final(attempt):
         return verdict
     what = attempt.cause or ("failed" if attempt.crashed else "stopped by SIGUSR1")
+    if attempt.failed_for_now:
+        what = "the network or a server failed"
     before, now = attempt.step_before, attempt.step_now
     if attempt.restarts >= attempt.max_requeues:
         return _give_up(
@@ -174,7 +189,8 @@ def decide(attempt: Attempt) -> Verdict:
         )
     if before is not None and now is not None and now > before:
         return Verdict(EXIT_REQUEUE, f"{what} with step {now} saved; queued again to go on there")
-    if attempt.cause == "preempted" or (before is None and attempt.requeue_wanted):
+    again = attempt.failed_for_now or (before is None and attempt.requeue_wanted)
+    if attempt.cause == "preempted" or again:
         return Verdict(EXIT_REQUEUE, f"{what}; queued again")
     if before is None:
         return _give_up(attempt, f"{what}; not queued again: it leaves nothing to go on from")

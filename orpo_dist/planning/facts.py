@@ -9,17 +9,16 @@ import psutil
 import torch
 
 from orpo_dist.folder import RunFolder, read_json, read_metrics
-from orpo_dist.launch.machine import visible_gpus
+from orpo_dist.peaks import PEAKS, peak_of
 from orpo_dist.planning.estimate import Machine
 from orpo_dist.planning.speed import BETWEEN, CPU_FLOPS, MFU, USUAL, WITHIN, Rates
-from orpo_dist.throughput import PEAKS
 from orpo_dist.types import UserError
 
 
 def machine_of(options: argparse.Namespace) -> Machine:
     """What to plan for: as stated, else this machine."""
     here = psutil.virtual_memory().total / 2**30
-    gpus = visible_gpus() if options.gpus is None else options.gpus
+    gpus = torch.cuda.device_count() if options.gpus is None else options.gpus
     if not gpus:
         if options.gpu_memory is not None:
             raise UserError("--gpu-memory: say how many GPUs too, with --gpus")
@@ -47,14 +46,15 @@ def rates_of(options: argparse.Namespace, machine: Machine) -> Rates:
     if not machine.gpu:
         return Rates(CPU_FLOPS, bandwidth, None, f"{CPU_FLOPS / 1e9:.0f} GFLOP/s, assumed")
     name = options.gpu_type or USUAL[min(USUAL, key=lambda size: abs(size - machine.memory))]
-    if name not in PEAKS:
+    peak = peak_of(name)
+    if peak is None:
         raise UserError(
             f"--gpu-type {name}: no data sheet is known for it; use one of {', '.join(PEAKS)}, or "
             "--tokens-per-second"
         )
     mfu = options.mfu or MFU
-    source = f"{name} at {mfu:.0%} of {PEAKS[name] / 1e12:.0f} TFLOP/s{sends}, assumed"
-    return Rates(mfu * PEAKS[name], bandwidth, None, source)
+    source = f"{name} at {mfu:.0%} of {peak / 1e12:.0f} TFLOP/s{sends}, assumed"
+    return Rates(mfu * peak, bandwidth, None, source)
 
 
 def _measured(run: str) -> float:

@@ -12,8 +12,11 @@ from orpo_dist.engines import Engine
 from orpo_dist.planning.census import Census
 from orpo_dist.planning.skeleton import Method
 
-# The GPU that is assumed for a size of memory in GB, by its name in throughput.PEAKS.
-USUAL = {24: "RTX 4090", 40: "A100", 48: "L40S", 80: "A100", 96: "H100", 141: "H200"}
+# The GPU that is assumed for a size of memory in GB, by its name in peaks.PEAKS.
+USUAL = {
+    24: "RTX 4090", 32: "RTX 5090", 40: "A100", 48: "L40S", 80: "A100", 96: "GH200", 141: "H200",
+    180: "B200", 270: "B300",
+}  # fmt: skip
 MFU = 0.4  # of the data sheet's bf16 peak, on useful tokens
 CPU_FLOPS = 1.5e11  # two laptop cores in fp32
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orpo_dist.launch.machine import visible_gpus
+from orpo_dist.launch.gpus import visible_gpus
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.types import UserError
 
@@ -83,7 +83,7 @@ def connect() -> bool:
     ray.init(
         address="local",
         num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        num_gpus=visible_gpus() or None,
+        num_gpus=_gpus_for_ray(),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE,
         _node_ip_address="127.0.0.1",
@@ -104,6 +104,13 @@ def _require_listener(address: str) -> None:
             f"RAY_ADDRESS {address}: nothing listens there ({error}); start Ray there, or unset it "
             "to run on this machine"
         ) from error
+
+
+def _gpus_for_ray() -> int | None:
+    """How many Ray may give away; None where it has to find out itself, as for other makers'."""
+    gpus = visible_gpus()
+    hidden = "CUDA_VISIBLE_DEVICES" in os.environ  # Ray would take "-1" for the name of one
+    return gpus if gpus or hidden else None
 
 
 def capacities() -> list[Resources]:

@@ -12,8 +12,9 @@ from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.launch import presets
+from orpo_dist.outage import is_outage
 from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.types import UserError
+from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -85,4 +86,8 @@ def fetch_model(config: ORPOConfig) -> None:
         snapshot_download(config.model, revision=config.model_revision, allow_patterns=WEIGHTS)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if is_outage(error):
+            raise TemporaryFailure(
+                f"model {config.model}: cannot be fetched now ({reason})"
+            ) from error
         raise UserError(f"model {config.model}: cannot be fetched ({reason})") from error

@@ -40,6 +40,10 @@ CRASH = Attempt(
         ({"codes": {0: 85, 1: 130}}, 85, "stopped by SIGUSR1"),
         ({"codes": {0: 85, 1: 85}, "step_now": 10}, 3, "no checkpoint beyond"),
         ({"codes": {0: 85, 1: 85}, "restarts": 3}, 3, "ORPO_MAX_REQUEUES"),
+        # an outage of the hub: nobody's mistake, and no checkpoint is to be expected
+        ({"codes": {0: 75, 1: 130}, "step_now": 10}, 85, "network or a server failed"),
+        ({"status": 75, "codes": {}, "step_before": None, "step_now": None}, 85, "queued again"),
+        ({"status": 75, "codes": {0: 75}, "restarts": 3}, 75, "ORPO_MAX_REQUEUES"),
         ({"codes": {0: 130, 1: 130}}, 130, "asked to stop"),
         ({"codes": {0: 130}}, 85, "failed"),  # the other rank was killed: no wish, a crash
         ({"codes": {}, "status": 130}, 130, "asked to stop"),
@@ -157,6 +161,16 @@ def test_two_attempts_in_a_row_without_progress_are_enough(run: Run) -> None:
     run.attempt()  # from 5
     run.attempt()  # from 5, again
     with pytest.raises(GaveUp, match="without a checkpoint beyond step 5"):
+        run.attempt()
+
+
+def test_outages_are_no_sign_of_getting_nowhere(run: Run) -> None:
+    for _ in range(3):
+        run.attempt()
+        replace(run.job(), restarts=run.restarts - 1).record("end", status=75, codes={"0": 75})
+    run.attempt()
+    run.attempt()
+    with pytest.raises(GaveUp, match="without a checkpoint"):
         run.attempt()
 
 
@@ -322,4 +336,3 @@ def test_dry_run_shows_what_would_run_without_slurm(script: str, tmp_path: Path)
         last = shown.splitlines()[-1]
         assert "--num_processes 16 --num_machines 2 --machine_rank 0" in last
         assert "ds_configs/zero3.json" in last
-        assert "DS_ACCELERATOR=cpu" not in last

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orpo_dist.data.sources import Unreadable, open_source
-from orpo_dist.types import UserError
+from orpo_dist.types import TemporaryFailure, UserError
 
 ROWS = [{"prompt": f"Q{i}", "chosen": f"good ü {i}", "rejected": f'"bad", {i}'} for i in range(3)]
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -300,3 +300,18 @@ def test_the_fingerprint_follows_the_content(write: Write) -> None:
     write("a.jsonl", JSONL)
     os.utime(path, ns=(1, 1))
     assert fingerprint() != first
+
+
+def test_a_hub_that_does_not_answer_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fail(path: str) -> None:
+        raise ConnectionError(f"Couldn't reach {path} on the Hub")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(TemporaryFailure, match="data org/pairs: cannot be loaded now"):
+        open_source("org/pairs", "train")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="data org/pairs: neither a file"):
+        open_source("org/pairs", "train")
