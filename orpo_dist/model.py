@@ -127,10 +127,8 @@ def _base_of(adapter: Path) -> str:
 
 
 def _go_on_with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import PeftModel
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with _loading("adapter", str(adapter)):
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
@@ -239,11 +237,14 @@ def lora_config(config: ORPOConfig) -> Any:
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
-    """Wrap a model in a fresh adapter; only the adapter will train."""
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    """Wrap a model in a fresh adapter; only the adapter will train.
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    A quantised base gets no ``prepare_model_for_kbit_training``: PEFT freezes it anyhow, gradient
+    checkpointing here is not the reentrant kind that needs gradients of inputs, and what is left of
+    it casts embeddings, norms and head to fp32.
+    """
+    from peft import get_peft_model
+
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:
