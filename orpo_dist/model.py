@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
+from orpo_dist.quantisation import quantization_config
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -109,10 +109,10 @@ def load_policy(config: ORPOConfig) -> Any:
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
     adapter = Path(config.model) / "adapter_config.json"  # left by a stage, to be trained on
     model = load_weights(
-        _base_of(adapter) if adapter.exists() else config.model,
+        base_of(adapter.parent) if adapter.exists() else config.model,
         config,
         dtype=half if config.peft else torch.float32,
-        quantization=_quantization_config(config, half),
+        quantization=quantization_config(config, half),
     )
     if adapter.exists():
         return _go_on_with_adapter(model, adapter.parent)
@@ -122,7 +122,9 @@ def load_policy(config: ORPOConfig) -> Any:
     return add_adapter(model, lora_config(config))
 
 
-def _base_of(adapter: Path) -> str:
+def base_of(folder: Path) -> str:
+    """What the adapter in a folder was trained on."""
+    adapter = folder / "adapter_config.json"
     return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
@@ -138,10 +140,10 @@ def load_weights(
 ) -> Any:
     """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one."""
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    engine = runtime.start().engine.name
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
-    placed = quantization is not None and engine != "zero3"
+    placed = quantization is not None and not is_deepspeed_zero3_enabled()
     placement = {"device_map": {"": local_device()}} if placed else {}
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -181,31 +183,6 @@ def _loading(what: str, model: str) -> Iterator[None]:
 def local_device() -> str | int:
     """Where this process computes."""
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-
-
-def _quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
-    if config.quantization is None:
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"quantization {config.quantization} needs bitsandbytes: pip install 'orpo_dist[quant]'"
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        # Engines that shard weights cannot cut whole numbers: the bits lie in floats for them.
-        bnb_4bit_quant_storage=(
-            compute_dtype if runtime.start().engine.shards_weights else torch.uint8
-        ),
-    )
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -261,30 +238,24 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         ) from error
 
 
-def merged_model(adapter: Path, config: ORPOConfig) -> Any:
-    """The plain model with a saved adapter added to its weights.
+def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None = None) -> Any:
+    """A model for use, not for training: a run folder, an adapter folder or any base model.
 
-    The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
+    In the config's precision and, where it says so, quantised. device: default, where this process
+    computes; quantised weights are always there.
     """
-    from peft import PeftModel
-
-    assert config.model is not None
-    with runtime.whole_weights():
-        base = load_weights(config.model, config, torch.float32)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-
-
-def load_trained(path: str | Path, config: ORPOConfig) -> Any:
-    """A model for use, not for training: a run folder, an adapter folder or any base model."""
     folder = Path(path).expanduser()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(config))
     dtype = half or torch.float32
+    quantization = quantization_config(config, dtype)
     if not (folder / "adapter_config.json").exists():
-        model = load_weights(str(path), config, dtype)
+        model = load_weights(str(path), config, dtype, quantization)
     else:
         from peft import PeftModel
 
         with _loading("adapter", str(path)):
-            base = load_weights(_base_of(folder / "adapter_config.json"), config, dtype)
+            base = load_weights(base_of(folder), config, dtype, quantization)
             model = PeftModel.from_pretrained(base, str(folder.resolve()))
-    return model.to(local_device()).eval()
+    if quantization is None:
+        model = model.to(local_device() if device is None else device)
+    return model.eval()
