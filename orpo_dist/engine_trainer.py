@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ class EngineTrainer(Trainer):
         """As Trainer; returns on every rank when rank 0 has written the files."""
         super().save_model(*args, **kwargs)
         self.runtime.wait()
+
+    def release(self) -> None:
+        """Let go of model, optimizer and gradients, for what comes next; it trains no more."""
+        self.accelerator.free_memory()
+        for holder in (self, self.callback_handler):
+            holder.model = holder.optimizer = holder.lr_scheduler = None
+        self.model_wrapped = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | None]]) -> None:

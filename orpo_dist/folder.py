@@ -15,10 +15,12 @@ from orpo_dist.types import UserError
 # What an attempt that saved no weights leaves behind.
 RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "report.html")
 STAGE = "stage-"
+MERGING = ".merging"  # where an adapter's merged model is written, until it is whole
 DONE = "stage.json"  # in the folder of a stage that is done
 # What a run leaves behind; nothing else in the folder is ever removed.
 ARTEFACTS = (
-    *RECORDS, "stage-*", "checkpoint-*", "config.yaml", "config.json", "generation_config.json",
+    *RECORDS, MERGING, "stage-*", "checkpoint-*", "config.yaml", "config.json",
+    "generation_config.json",
     "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
     "special_tokens_map.json",
     "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",

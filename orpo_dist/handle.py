@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -13,12 +14,18 @@ import torch
 from orpo_dist.config import ORPOConfig, load_config
 from orpo_dist.data import Encoder, Limits
 from orpo_dist.data.rows import REASONS, Message, Unusable
-from orpo_dist.folder import RunFolder, read_json
-from orpo_dist.model import load_tokenizer, load_trained
+from orpo_dist.folder import STAGE, RunFolder, read_json
+from orpo_dist.model import load_tokenizer, load_trained, local_device, locate
 from orpo_dist.padding import pad_pairs, padded_scores
+from orpo_dist.quantisation import why_not_quantised
 from orpo_dist.types import Pair, UserError
 
+logger = logging.getLogger("orpo_dist")
+
 Prompt = str | list[Message]
+
+# Settings of how a model's weights are loaded.
+LOADING = ("mixed_precision", "quantization", "peft", "merge_adapter")
 
 # What a model's generation_config.json must not decide: ``generate`` returns one text per prompt.
 SHAPE = {"num_return_sequences": 1, "return_dict_in_generate": False}
@@ -137,21 +144,81 @@ def context_of(model: Any) -> int | None:
 
 
 def run_config(path: str | Path) -> ORPOConfig:
-    """The config of a run folder or of a checkpoint in one; defaults for any other model."""
+    """The config of a run folder, or of a checkpoint or stage in one; defaults for others."""
     folder = Path(path)
-    if folder.name.startswith("checkpoint-") and not RunFolder(folder).config.exists():
+    inside = ("checkpoint-", STAGE)
+    while folder.name.startswith(inside) and not RunFolder(folder).config.exists():
         folder = folder.parent
     config = RunFolder(folder).config
     return load_config(config) if config.exists() else ORPOConfig()
 
 
-def load(path: str | Path, config: ORPOConfig | None = None) -> TrainedModel:
-    """Open a run folder, a checkpoint, a model folder or a hub id for use.
+def run_configs(paths: Sequence[str]) -> list[ORPOConfig]:
+    """``run_config`` of models that are to be compared.
 
-    Raises ``UserError`` if there is no model. config: settings to use instead of the run's own.
+    A model that another of them was trained from is loaded as that one was: else the two would
+    differ by rounding too.
     """
-    config = config or run_config(path)
+    found = [run_config(path) for path in paths]
+    trained = {run.model: run for run in reversed(found) if run.model}
+    return [
+        loaded_like(config, trained[base]) if (base := locate(path)) in trained else config
+        for path, config in zip(paths, found, strict=True)
+    ]
+
+
+def loaded_like(config: ORPOConfig, run: ORPOConfig) -> ORPOConfig:
+    """The config with what another says of how weights are loaded."""
+    return config.replace(**{name: getattr(run, name) for name in LOADING})
+
+
+def loading_config(
+    path: str | Path, config: ORPOConfig | None = None, full_precision: bool = False
+) -> ORPOConfig:
+    """The config to open a model with: precision and quantization are those of its run.
+
+    An adapter answers as in training only on the base that it was trained on. What was merged or
+    fully trained is not quantised; any other model where ``config`` says so. Says what it decides.
+    """
+    run = run_config(path)
+    config = config or run
+    adapter = (Path(path).expanduser() / "adapter_config.json").exists()
+    wanted = config.quantization if adapter or not config.merge_adapter else None
+    wanted = run.quantization if adapter and run.quantization else wanted
+    if wanted is not None:
+        which = f"{path}: {'base ' * adapter}in"
+        reason = why_not_quantised(wanted, local_device())
+        if full_precision:
+            logger.info("%s full precision, not in %s as in training: figures differ from those "
+                        "of training", which, wanted)  # fmt: skip
+        elif reason is not None:
+            logger.warning("%s full precision, not in %s as in training: figures differ from "
+                           "those of training, because %s", which, wanted, reason)  # fmt: skip
+        else:
+            logger.info("%s %s as %s; --full-precision loads it unquantised", which, wanted,
+                        "in training" if adapter else "its fine-tune")  # fmt: skip
+        wanted = None if full_precision or reason is not None else wanted
+    return config.replace(
+        mixed_precision=config.mixed_precision or run.mixed_precision,
+        quantization=wanted,
+        peft=config.peft or wanted is not None,
+    )
+
+
+def open_model(path: str | Path, config: ORPOConfig) -> TrainedModel:
+    """The model at ``path``, loaded as the config says."""
     tokenizer = load_tokenizer(str(path), config)
     model = load_trained(path, config)
     metrics = read_json(RunFolder(path).run).get("metrics", {})
     return TrainedModel(model, tokenizer, config, Path(path), metrics)
+
+
+def load(
+    path: str | Path, config: ORPOConfig | None = None, full_precision: bool = False
+) -> TrainedModel:
+    """Open a run folder, a checkpoint, a model folder or a hub id for use.
+
+    Raises ``UserError`` if there is no model. config: settings to use instead of the run's own.
+    An adapter that was trained on a quantised base is opened on one; full_precision: not so.
+    """
+    return open_model(path, loading_config(path, config, full_precision))

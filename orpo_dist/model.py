@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
 from orpo_dist.outage import is_outage
+from orpo_dist.quantisation import quantization_config
 from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -113,10 +113,10 @@ def load_policy(config: ORPOConfig) -> Any:
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
     adapter = Path(config.model) / "adapter_config.json"  # left by a stage, to be trained on
     model = load_weights(
-        _base_of(adapter) if adapter.exists() else config.model,
+        base_of(adapter.parent) if adapter.exists() else config.model,
         config,
         dtype=half if config.peft else torch.float32,
-        quantization=_quantization_config(config, half),
+        quantization=quantization_config(config, half),
     )
     if adapter.exists():
         return _go_on_with_adapter(model, adapter.parent)
@@ -126,15 +126,15 @@ def load_policy(config: ORPOConfig) -> Any:
     return add_adapter(model, lora_config(config))
 
 
-def _base_of(adapter: Path) -> str:
+def base_of(folder: Path) -> str:
+    """What the adapter in a folder was trained on."""
+    adapter = folder / "adapter_config.json"
     return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _go_on_with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import PeftModel
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with _loading("adapter", str(adapter)):
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
@@ -144,10 +144,10 @@ def load_weights(
 ) -> Any:
     """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one."""
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    engine = runtime.start().engine.name
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
-    placed = quantization is not None and engine != "zero3"
+    placed = quantization is not None and not is_deepspeed_zero3_enabled()
     placement = {"device_map": {"": local_device()}} if placed else {}
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -191,31 +191,6 @@ def local_device() -> str | int:
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
-def _quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
-    if config.quantization is None:
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"quantization {config.quantization} needs bitsandbytes: pip install 'orpo_dist[quant]'"
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        # Engines that shard weights cannot cut whole numbers: the bits lie in floats for them.
-        bnb_4bit_quant_storage=(
-            compute_dtype if runtime.start().engine.shards_weights else torch.uint8
-        ),
-    )
-
-
 def disable_dropout(model: nn.Module) -> None:
     """Dropout off in the base model: both answers must meet the same network.
 
@@ -245,11 +220,14 @@ def lora_config(config: ORPOConfig) -> Any:
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
-    """Wrap a model in a fresh adapter; only the adapter will train."""
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    """Wrap a model in a fresh adapter; only the adapter will train.
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    A quantised base gets no ``prepare_model_for_kbit_training``: PEFT freezes it anyhow, gradient
+    checkpointing here is not the reentrant kind that needs gradients of inputs, and what is left of
+    it casts embeddings, norms and head to fp32.
+    """
+    from peft import get_peft_model
+
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:
@@ -266,30 +244,24 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         ) from error
 
 
-def merged_model(adapter: Path, config: ORPOConfig) -> Any:
-    """The plain model with a saved adapter added to its weights.
+def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None = None) -> Any:
+    """A model for use, not for training: a run folder, an adapter folder or any base model.
 
-    The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
+    In the config's precision and, where it says so, quantised. device: default, where this process
+    computes; quantised weights are always there.
     """
-    from peft import PeftModel
-
-    assert config.model is not None
-    with runtime.whole_weights():
-        base = load_weights(config.model, config, torch.float32)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-
-
-def load_trained(path: str | Path, config: ORPOConfig) -> Any:
-    """A model for use, not for training: a run folder, an adapter folder or any base model."""
     folder = Path(path).expanduser()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(config))
     dtype = half or torch.float32
+    quantization = quantization_config(config, dtype)
     if not (folder / "adapter_config.json").exists():
-        model = load_weights(str(path), config, dtype)
+        model = load_weights(str(path), config, dtype, quantization)
     else:
         from peft import PeftModel
 
         with _loading("adapter", str(path)):
-            base = load_weights(_base_of(folder / "adapter_config.json"), config, dtype)
+            base = load_weights(base_of(folder), config, dtype, quantization)
             model = PeftModel.from_pretrained(base, str(folder.resolve()))
-    return model.to(local_device()).eval()
+    if quantization is None:
+        model = model.to(local_device() if device is None else device)
+    return model.eval()

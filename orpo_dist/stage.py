@@ -11,7 +11,7 @@ from typing import Any
 from orpo_dist import runtime
 from orpo_dist.arguments import loggers, resolve
 from orpo_dist.callbacks import AdviceLines, MetricsFile, named_log, tensorboard
-from orpo_dist.checkpoint import check_weights, go_on_from
+from orpo_dist.checkpoint import go_on_from
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import (
     Encoder,
@@ -27,7 +27,8 @@ from orpo_dist.folder import RunFolder, read_json, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
 from orpo_dist.margins import base_margins
-from orpo_dist.model import load_model_config, load_tokenizer, merged_model
+from orpo_dist.merging import forget_merged, merge_in_place, open_merged
+from orpo_dist.model import load_model_config, load_tokenizer
 from orpo_dist.runtime import Runtime
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.truth import derived_truth
@@ -145,16 +146,17 @@ class Stage:
         config = trainer.config if self.place is None else self.run
         path = self.folder.path
         trainer.save_model(str(path))  # before anything that could still be interrupted
+        if self.folder.writes:
+            forget_merged(path)
         metrics = final_metrics(trainer)
-        if config.merge_adapter:
-            _save_merged(trainer, config, self.folder)
-        elif config.use_dora:
+        if config.use_dora and not config.merge_adapter:
             logger.warning(
                 "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or "
                 "train with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's "
                 "magnitudes"
             )
-        return TrainedModel(trainer.model, trainer.processing_class, config, path, metrics)
+        model = _merged(trainer, config, path) if config.merge_adapter else trainer.model
+        return TrainedModel(model, trainer.processing_class, config, path, metrics)
 
 
 def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
@@ -260,16 +262,22 @@ def final_metrics(trainer: ORPOTrainer) -> dict[str, float]:
     return metrics
 
 
-def _save_merged(trainer: ORPOTrainer, config: ORPOConfig, folder: RunFolder) -> None:
-    """A plain model in place of the saved adapter."""
+def _merged(trainer: ORPOTrainer, config: ORPOConfig, folder: Path) -> Any:
+    """A plain model in place of the adapter in ``folder``; the model to answer with from now on.
 
-    def merge() -> None:
-        merged = merged_model(folder.path, config)
-        merged.save_pretrained(folder.path)
-        check_weights(folder.path, merged)
-        for adapter_file in folder.path.glob("adapter_*"):
-            adapter_file.unlink()
-        if trainer.runtime.world_size == 1:
-            trainer.model = trainer.model_wrapped = merged.to(trainer.args.device)
-
-    trainer.runtime.on_main(merge)
+    One process alone opens what was saved, on the device that the trained model has left; several
+    keep their shards of the model before merging.
+    """
+    if config.quantization:
+        logger.warning(
+            "merge_adapter: trained on a base in %s, merged into its full-precision weights: the "
+            "saved model answers a little differently, and this run's metrics are of the one "
+            "before merging; 'orpo-dist evaluate' judges the saved one",
+            config.quantization,
+        )
+    if trainer.runtime.world_size > 1:
+        trainer.runtime.on_main(lambda: merge_in_place(folder, config))
+        return trainer.model
+    trainer.release()
+    merge_in_place(folder, config)
+    return open_merged(folder, config)

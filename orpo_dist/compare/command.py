@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.evaluation.command import add_full_precision_flag
 from orpo_dist.folder import read_json
 from orpo_dist.generation.prompts import Prompt, read_prompts, sampling_flags, sampling_options
 from orpo_dist.pages import output_path, write_output
@@ -29,6 +30,7 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", default="compare.html", help="(default: compare.html)"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once (default: 8)")
+    add_full_precision_flag(parser)
     parser.add_argument("--tally", nargs="+", metavar="RATINGS", help="count saved ratings")
     parser.add_argument(
         "--key", metavar="FILE", help="who wrote what (default: beside --output, .key.json)"
@@ -135,10 +137,13 @@ def _generate(
     model: str, prompts: list[Prompt], options: argparse.Namespace, sampling: dict[str, Any]
 ) -> list[str]:
     from orpo_dist.console import quieten_libraries
-    from orpo_dist.generation.speakers import answers, speakers
+    from orpo_dist.generation.speakers import Speaker, answers
+    from orpo_dist.handle import load, run_configs
 
     quieten_libraries()
-    (speaker,) = speakers(model)
+    models = [name for name in options.models if not name.endswith(".jsonl")]
+    config = run_configs(models)[models.index(model)]
+    speaker = Speaker(model, load(model, config, options.full_precision))
     from transformers import set_seed
 
     set_seed(options.seed)

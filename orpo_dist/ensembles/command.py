@@ -11,6 +11,7 @@ from typing import Any
 
 from orpo_dist.evaluation.command import (
     add_data_flags,
+    add_full_precision_flag,
     add_output_flags,
     checked_outputs,
     say_data,
@@ -59,6 +60,7 @@ def _decision_flags(parser: argparse.ArgumentParser) -> None:
         "--criterion", choices=("logp", "odds"), default="logp",
         help="what vote and best_of go by: mean log-prob (default), or log odds over the others",
     )  # fmt: skip
+    add_full_precision_flag(parser)
 
 
 def _generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +124,7 @@ def _ensemble(
         options.criterion,
         samples,
         settings,
+        options.full_precision,
     )
 
 

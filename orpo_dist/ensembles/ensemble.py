@@ -163,14 +163,17 @@ def load_ensemble(
     criterion: Criterion = "logp",
     samples: int = 1,
     settings: Mapping[str, Any] | None = None,
+    full_precision: bool = False,
 ) -> Ensemble:
     """Load an ensemble: a folder with an ``ensemble.json``, or its members one by one.
 
     weights: one per member (default: the file's, or all alike). settings: of ``ORPOConfig``, over
-    those of the members' runs, e.g. ``mixed_precision``. Raises ``UserError``.
+    those of the members' runs, e.g. ``mixed_precision``. full_precision: adapters that were trained
+    on a quantised base are opened on an unquantised one. Raises ``UserError``.
     """
     names = [paths] if isinstance(paths, str | Path) else list(paths)
     listed = find_members([str(name) for name in names], weights)
     if samples < 1:
         raise UserError(f"samples {samples}: must be at least 1")
-    return Ensemble(load_members(listed, settings), method, average_of, criterion, samples)
+    members = load_members(listed, settings, full_precision)
+    return Ensemble(members, method, average_of, criterion, samples)

@@ -11,7 +11,7 @@ from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.ensembles.listing import Listed
-from orpo_dist.handle import TrainedModel, load, run_config
+from orpo_dist.handle import TrainedModel, loading_config, open_model, run_configs
 from orpo_dist.model import load_tokenizer, resolve_precision
 from orpo_dist.types import UserError
 
@@ -39,23 +39,27 @@ class Member:
 
 
 def load_members(
-    listed: Sequence[Listed], settings: Mapping[str, Any] | None = None
+    listed: Sequence[Listed],
+    settings: Mapping[str, Any] | None = None,
+    full_precision: bool = False,
 ) -> list[Member]:
     """Load every member; a base that several adapters share in one precision is loaded once.
 
-    settings: of ``ORPOConfig``, over those of every member's own run.
+    settings: of ``ORPOConfig``, over those of every member's own run. full_precision: as in
+    ``load``; a base among its fine-tunes is loaded as they are.
     """
     total = sum(member.weight for member in listed)
     bases: dict[tuple[Any, ...], Any] = {}
     members: list[Member] = []
-    for number, entry in enumerate(listed):
-        config = run_config(entry.path).replace(**(settings or {}))
+    configs = run_configs([entry.path for entry in listed])
+    for number, (entry, own) in enumerate(zip(listed, configs, strict=True)):
+        config = loading_config(entry.path, own.replace(**(settings or {})), full_precision)
         base, weight = _base_of(entry.path), entry.weight / total
         key = (base, resolve_precision(config), config.quantization)
         if base is None:
-            members.append(Member(entry.path, load(entry.path, config), weight))
+            members.append(Member(entry.path, open_model(entry.path, config), weight))
         elif key not in bases:
-            handle = load(entry.path, config)
+            handle = open_model(entry.path, config)
             bases[key] = handle.model
             members.append(Member(entry.path, handle, weight, handle.model.active_adapter))
         else:

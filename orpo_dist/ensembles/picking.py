@@ -85,9 +85,15 @@ def pick_by_pairs(margins: np.ndarray, count: int) -> list[int]:
 
 
 def score_candidates(
-    candidates: Sequence[Candidate], data_path: Sequence[str], settings: Mapping[str, Any]
+    candidates: Sequence[Candidate],
+    data_path: Sequence[str],
+    settings: Mapping[str, Any],
+    full_precision: bool = False,
 ) -> np.ndarray:
-    """Margins of every candidate on the same pairs, (M, N), one model in memory at a time."""
+    """Margins of every candidate on the same pairs, (M, N), one model in memory at a time.
+
+    full_precision: as in ``load``.
+    """
     from orpo_dist.evaluation.evaluate import judge, shared_config
     from orpo_dist.evaluation.paired import why_not_comparable
     from orpo_dist.handle import run_config
@@ -96,7 +102,7 @@ def score_candidates(
     config = run_config(candidates[0].path)
     for candidate in candidates:
         own = shared_config(config, run_config(candidate.path), settings)
-        judged = judge(candidate.path, data_path, own)
+        judged = judge(candidate.path, data_path, own, full_precision=full_precision)
         assert judged.table is not None and judged.pairs is not None
         first = first or judged.pairs
         if reason := why_not_comparable(first, judged.pairs):
@@ -107,7 +113,11 @@ def score_candidates(
 
 
 def pick(
-    project: Path, count: int | None, data_path: Sequence[str], settings: Mapping[str, Any]
+    project: Path,
+    count: int | None,
+    data_path: Sequence[str],
+    settings: Mapping[str, Any],
+    full_precision: bool = False,
 ) -> list[str]:
     """Paths of the members: all trials, or the best ``count`` that differ.
 
@@ -116,6 +126,7 @@ def pick(
     candidates = candidates_of(project)
     count = len(candidates) if count is None else count
     if data_path:
-        rows = pick_by_pairs(score_candidates(candidates, data_path, settings), count)
+        margins = score_candidates(candidates, data_path, settings, full_precision)
+        rows = pick_by_pairs(margins, count)
         return [candidates[row].path for row in rows]
     return [candidate.path for candidate in pick_by_settings(candidates, count)]

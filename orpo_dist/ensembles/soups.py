@@ -44,7 +44,8 @@ def make_soup(
     uniform: all alike; weighted: by the members' weights; greedy: beginning with the best, every
     member that does not make ``judge`` (higher is better) fall; linear, ties, dare_linear,
     dare_ties: PEFT's merges of adapters, by weights, of which the last three keep the share
-    ``density`` of every adapter. Weights are divided by their sum. Raises ``UserError``.
+    ``density`` of every adapter. Weights are divided by their sum. Adapters go into full-precision
+    bases, also those that were trained on a quantised one. Raises ``UserError``.
     """
     if folder.exists():
         raise UserError(f"soup {folder}: exists already; choose another name")
@@ -53,6 +54,7 @@ def make_soup(
     if not 0 < density <= 1:
         raise UserError(f"density {density:g}: must be above 0 and at most 1")
     _refuse_other_words(members)
+    _say_quantised(members)
     if method in MERGES:
         model, recipe = _merged_adapters(members, method, density, seed)
     elif method == "greedy":
@@ -97,6 +99,16 @@ def _refuse_other_words(members: Sequence[Listed]) -> None:
         if theirs != template_of(words, run_config(home)):
             logger.warning("soup: %s has another chat template than %s, whose template the soup "
                            "gets", member.path, home)  # fmt: skip
+
+
+def _say_quantised(members: Sequence[Listed]) -> None:
+    runs = {member.path: run_config(member.path) for member in members}
+    quantised = [path for path, run in runs.items() if run.quantization and not run.merge_adapter]
+    if quantised:
+        logger.warning(
+            "soup: %s trained on a quantised base; soups are made, and members judged, in full "
+            "precision, so the figures are not those of training", ", ".join(quantised),
+        )  # fmt: skip
 
 
 def whole_model(path: str) -> Any:
@@ -178,7 +190,7 @@ def _merged_adapters(
     members: Sequence[Listed], method: str, density: float, seed: int
 ) -> tuple[Any, dict[str, Any]]:
     """PEFT's ``add_weighted_adapter``, merged into the base."""
-    loaded = load_members(members, {"mixed_precision": "none", "quantization": None})
+    loaded = load_members(members, {"mixed_precision": "none"}, full_precision=True)
     model = loaded[0].handle.model
     _refuse_unlike_adapters(loaded, method)
     torch.manual_seed(seed)  # DARE drops at random

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from orpo_dist.ensembles.listing import FILE
+from orpo_dist.evaluation.command import add_full_precision_flag
 from orpo_dist.types import UserError
 
 
@@ -25,6 +26,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output", metavar="FOLDER", help="where ensemble.json goes (default: "
                         "the folder of the sweep)")  # fmt: skip
+    add_full_precision_flag(parser)
     add_sweep_settings(parser)
 
 
@@ -34,6 +36,8 @@ def run_train(options: argparse.Namespace) -> int:
         raise UserError("ensemble train needs a sweep file, or --from-sweep with its folder")
     if options.top_k is not None and options.top_k < 1:
         raise UserError(f"--top-k {options.top_k}: must be at least 1")
+    if options.full_precision and not options.pick_on:
+        raise UserError("--full-precision: no model is loaded without --pick-on; leave it out")
     if options.output is not None and (file := Path(options.output).expanduser() / FILE).exists():
         raise UserError(f"{file}: exists already; choose another --output")
     if options.from_sweep is not None:
@@ -63,7 +67,7 @@ def _collect(project: Path, options: argparse.Namespace) -> int:
     from orpo_dist.ensembles.picking import pick
 
     quieten_libraries()
-    paths = pick(project, options.top_k, options.pick_on, {})
+    paths = pick(project, options.top_k, options.pick_on, {}, options.full_precision)
     folder = Path(options.output).expanduser() if options.output else project
     file = write_listing(folder, [Listed(path) for path in paths], sweep=str(project))
     for path in paths:

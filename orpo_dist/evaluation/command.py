@@ -33,7 +33,15 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks-path", metavar="FOLDER", help="further task definitions for it")
     parser.add_argument("--tasks-limit", type=int, metavar="N", help="examples per task")
+    add_full_precision_flag(parser)
     add_data_flags(parser)
+
+
+def add_full_precision_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--full-precision", action="store_true",
+        help="load the base of an adapter unquantised, also where it was trained on int4 or int8",
+    )  # fmt: skip
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +103,13 @@ def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str
     quieten_libraries()
     mention_idle_gpus("evaluate")
     texts = TextSettings(tuple(options.text), options.text_window, options.text_stride)
-    found = evaluate_models(options.model, values.get("data_path", []), values, texts=texts)
+    found = evaluate_models(
+        options.model,
+        values.get("data_path", []),
+        values,
+        texts=texts,
+        full_precision=options.full_precision,
+    )
     if not rank_among_others():
         say_data(found)
     return found
@@ -104,10 +118,17 @@ def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str
 def _on_tasks(tasks: list[str], options: argparse.Namespace, found: dict[str, Any]) -> None:
     from orpo_dist.console import quieten_libraries
     from orpo_dist.evaluation.harness import run_tasks
+    from orpo_dist.handle import load, run_configs
 
     quieten_libraries()
-    for model, result in found["models"].items():
-        result["tasks"] = run_tasks(model, tasks, options.tasks_path, options.tasks_limit)
+    configs = run_configs(options.model)
+    for model, config in zip(options.model, configs, strict=True):
+        found["models"][model]["tasks"] = run_tasks(
+            load(model, config, options.full_precision),
+            tasks,
+            options.tasks_path,
+            options.tasks_limit,
+        )
 
 
 def checked_outputs(options: argparse.Namespace) -> dict[str, Any]:

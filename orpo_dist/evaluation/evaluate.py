@@ -17,12 +17,12 @@ from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
 from orpo_dist.evaluation.statistics import headline, summarise
 from orpo_dist.evaluation.text import NO_TEXTS, TextSettings, text_perplexity
-from orpo_dist.handle import TrainedModel, load, run_config
+from orpo_dist.handle import LOADING, TrainedModel, load, run_configs
 from orpo_dist.model import locate
 from orpo_dist.types import UserError
 
 # Of a model's own run, also where several are judged by the data settings of the first.
-OWN = ("model", "model_revision", "chat_template", "trust_remote_code", "attention")
+OWN = ("model", "model_revision", "chat_template", "trust_remote_code", "attention", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,19 @@ def evaluate_model(
     config: ORPOConfig | None = None,
     progress: bool = True,
     texts: TextSettings = NO_TEXTS,
+    full_precision: bool = False,
 ) -> dict[str, Any]:
     """Preference evaluation of a model on a file of pairs, and perplexity on texts.
 
     model: a handle, a run folder or any model. config: data settings (columns, lengths, batch
-    size); default: those of the run, so that training and evaluation cut alike.
+    size); default: those of the run, so that training and evaluation cut alike. full_precision: as
+    in ``load``.
     Returns ``preference_accuracy`` with ``accuracy_low``/``accuracy_high`` (95 % Wilson),
     ``perplexity``, ``mean_margin`` (nats per token), ``mean_log_odds``, ``pairs``, the same per
     category under ``categories``; the spread of ``margin`` and ``log_odds``, ``length_bias``,
     ``calibration``; ``texts``; ``data`` is the data report. Raises ``UserError``.
     """
-    return judge(model, data_path, config, progress, texts).result
+    return judge(model, data_path, config, progress, texts, full_precision).result
 
 
 def judge(
@@ -59,9 +61,10 @@ def judge(
     config: ORPOConfig | None = None,
     progress: bool = True,
     texts: TextSettings = NO_TEXTS,
+    full_precision: bool = False,
 ) -> Judged:
     """``evaluate_model``, with the scores of the single pairs."""
-    handle = model if isinstance(model, TrainedModel) else load(model, config)
+    handle = model if isinstance(model, TrainedModel) else load(model, config, full_precision)
     config = config or handle.config
     read = {"texts": [text_perplexity(handle, path, texts, progress) for path in texts.paths]}
     if not data_path and texts.paths:
@@ -103,11 +106,13 @@ def evaluate_models(
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     texts: TextSettings = NO_TEXTS,
+    full_precision: bool = False,
 ) -> dict[str, Any]:
     """Evaluate models one after another, and each against the first, pair by pair.
 
     settings: of ``ORPOConfig``, over those of the first model's run, by which all are judged; chat
-    template and attention stay each model's own. Returns ``models``, their results by name, and
+    template and attention stay each model's own. full_precision: as in ``load``; a model that
+    another was trained from is loaded as that one. Returns ``models``, their results by name, and
     ``comparisons`` with exact McNemar p-values, adjusted for their number (``p_adjusted``, Holm),
     and bootstrap intervals. A comparison that cannot be made holds only ``why_not``.
     """
@@ -117,10 +122,11 @@ def evaluate_models(
     if twice:
         raise UserError(f"model {twice}: is given twice")
     first: Judged | None = None
-    configs = [run_config(name) for name in names]
+    configs = run_configs(names)
     found: dict[str, Any] = {"models": {}, "comparisons": []}
     for name, own in zip(names, configs, strict=True):
-        judged = judge(name, data_path, shared_config(configs[0], own, settings), progress, texts)
+        config = shared_config(configs[0], own, settings)
+        judged = judge(name, data_path, config, progress, texts, full_precision)
         found["models"][name] = judged.result
         if first is None:
             first = judged
@@ -140,6 +146,7 @@ def shared_config(
 ) -> ORPOConfig:
     """The data settings of the first model's run, what belongs to a model itself, and flags."""
     kept = {name: getattr(own, name) for name in OWN}
+    kept["mixed_precision"] = own.mixed_precision or first.mixed_precision
     # data_path of the command replaces the run's, and with it what belonged to that
     belonged = ("data_weights", "data_temperature", "curriculum", "valid_split")
     inherited = {**first.model_dump(), **kept, **dict.fromkeys(belonged)}

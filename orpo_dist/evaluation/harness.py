@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orpo_dist import runtime
-from orpo_dist.handle import load
+from orpo_dist.handle import TrainedModel, load
 from orpo_dist.outage import is_outage
 from orpo_dist.types import TemporaryFailure, UserError
 
@@ -33,14 +33,17 @@ def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:
 
 
 def run_tasks(
-    model: str, tasks: Sequence[str], tasks_path: str | None = None, limit: int | None = None
+    model: TrainedModel | str,
+    tasks: Sequence[str],
+    tasks_path: str | None = None,
+    limit: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The harness's metrics by task; ``UserError`` as in ``find_tasks``."""
     manager = find_tasks(tasks, tasks_path)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    handle = load(model)
+    handle = model if isinstance(model, TrainedModel) else load(model)
     judged = HFLM(pretrained=handle.model, tokenizer=handle.tokenizer, batch_size=8)
     try:
         found = simple_evaluate(

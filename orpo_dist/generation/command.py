@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from orpo_dist.evaluation.command import add_full_precision_flag
 from orpo_dist.generation.prompts import (
     Prompt,
     prompt_lines,
@@ -30,6 +31,7 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once (default: 8)")
     parser.add_argument("--json", metavar="FILE", help="write prompts and answers, one row a line")
+    add_full_precision_flag(parser)
     sampling_flags(parser)
 
 
@@ -65,7 +67,7 @@ def run_generate(options: argparse.Namespace) -> int:
     from orpo_dist.generation.speakers import speakers
 
     quieten_libraries()
-    who = speakers(options.model, options.beside)
+    who = speakers(options.model, options.beside, options.full_precision)
     from transformers import set_seed
 
     set_seed(options.seed)

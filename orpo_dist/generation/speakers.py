@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from orpo_dist.generation.prompts import Prompt
-from orpo_dist.handle import TrainedModel, load
+from orpo_dist.handle import TrainedModel, load, loaded_like, run_config, run_configs
 from orpo_dist.model import locate
 from orpo_dist.types import UserError
 
@@ -29,18 +29,21 @@ class Speaker:
             return self.handle.generate(prompt, **options)
 
 
-def speakers(path: str, beside: str | None = None) -> list[Speaker]:
+def speakers(path: str, beside: str | None = None, full_precision: bool = False) -> list[Speaker]:
     """The model at ``path``, after the one that it shall stand beside.
 
     beside: a model, or "base" for the one that it was fine-tuned from; the base of an adapter is
-    the same model with the adapter switched off. Raises ``UserError`` if both are one model.
+    the same model with the adapter switched off. full_precision: as in ``load``; a base is loaded
+    as its fine-tune. Raises ``UserError`` if both are one model.
     """
     if beside == path or (beside not in (None, "base") and locate(beside) == locate(path)):
         raise UserError(f"beside {beside}: is the same model as {path}; name another")
-    handle = load(path)
+    if beside not in (None, "base"):
+        assert beside is not None
+        both = zip((beside, path), run_configs([beside, path]), strict=True)
+        return [Speaker(name, load(name, config, full_precision)) for name, config in both]
+    handle = load(path, full_precision=full_precision)
     own = Speaker(path, handle)
-    if beside is None:
-        return [own]
     if beside == "base":
         if hasattr(handle.model, "disable_adapter"):
             return [Speaker("base", handle, handle.model.disable_adapter), own]
@@ -49,8 +52,9 @@ def speakers(path: str, beside: str | None = None) -> list[Speaker]:
             raise UserError(
                 f"beside base: {path} does not say what it was trained from; name that model"
             )
-        return [Speaker("base", load(beside)), own]
-    return [Speaker(beside, load(beside)), own]
+        config = loaded_like(run_config(beside), run_config(path))
+        return [Speaker("base", load(beside, config, full_precision)), own]
+    return [own]
 
 
 def answers(

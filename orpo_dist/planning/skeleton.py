@@ -102,12 +102,11 @@ def _keep_layers(config: Any, layers: int) -> None:
 
 
 def _quantise(model: Any) -> None:
-    """As bitsandbytes and PEFT prepare a model: all but the linear layers goes to fp32."""
+    """As bitsandbytes does it: all linear layers but the head."""
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not head:
             module.__class__ = QuantisedLinear
-    _cast(model, torch.float32)
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
