@@ -44,6 +44,8 @@ CASES = [
     ("60m", 2, 2, (256, 64, 64), {"attention": "padded"}),
     ("135m", 1, 2, (128, 128, 128), {}),
     ("135m", 2, 2, (128, 128, 128), {"peft": True}),
+    ("25m", 4, 2, (128, 128, 128), {"mixed_precision": "bf16"}),
+    ("25m", 4, 1, (128, 128, 128), {"mixed_precision": "bf16"}),
 ]
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from orpo_dist.checkpoint import check_weights, record_topology
+from orpo_dist.engines import reduces_once
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
 
 
 class EngineTrainer(Trainer):
@@ -26,6 +32,7 @@ class EngineTrainer(Trainer):
 
     runtime: Runtime
     global_batch: int
+    reduces_once = True  # gradients of a step, or else with every micro-batch
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer, then what its plugins get wrong for us."""
@@ -36,12 +43,28 @@ class EngineTrainer(Trainer):
             # DeepSpeed's own CPU Adam has to be compiled; torch's is as fast at this size.
             settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
             settings["zero_force_ds_cpu_optimizer"] = False
+        # Gradients lie in DDP's buckets themselves, not in a copy beside them.
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         model, loader = super()._prepare_for_training(*args, **kwargs)
         assert self.args.world_size == self.runtime.world_size
         self.runtime.check_engine(model)
+        self.reduces_once = self._may_wait_with_gradients(model)
         return model, loader
+
+    def _may_wait_with_gradients(self, model: Any) -> bool:
+        """Whether the engine reduces gradients once a step; the same on every rank."""
+        trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        memory = device_memory(self.args.device)
+        engine = self.runtime.engine
+        once = not self.runtime.agree_on_most(not reduces_once(engine, trains, memory))
+        if engine.name == "fsdp2" and not once:
+            logger.info(
+                "fsdp2: reduces gradients with every micro-batch, as whole ones would take %.1f "
+                "of %.1f GiB on every rank", 4 * trains / 2**30, memory / 2**30,
+            )  # fmt: skip
+        return once
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; an optimizer that cannot be had is the user's to change."""
@@ -127,6 +150,13 @@ def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | N
     if hasattr(schedule, "base_lrs"):
         schedule.base_lrs = [rate for rate, _ in rates]
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of this process's device; of a CPU, this process's share of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _keep_scores_precise(plugin: Any) -> None:

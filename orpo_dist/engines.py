@@ -17,6 +17,8 @@ from orpo_dist.types import UserError
 
 SHARDED_WEIGHTS = ("zero3", "fsdp2")
 
+WHOLE_GRADIENTS = 0.1  # of a device's memory: what FSDP2 may keep between micro-batches
+
 # Settings of a DeepSpeed file that belong to the run, not to the topology: they must say "auto".
 HYPERPARAMETERS = (
     "train_batch_size",
@@ -51,6 +53,17 @@ class Engine:
 
 
 SINGLE = Engine("single")
+
+
+def reduces_once(engine: Engine, trains: int, memory: float) -> bool:
+    """Whether gradients are reduced once a step, or with every micro-batch.
+
+    trains: parameters that train. memory: bytes of one device. FSDP2 can do either: to send
+    gradients once, every rank keeps them whole, in fp32, until the last micro-batch.
+    """
+    if engine.name == "fsdp2":
+        return 4 * trains <= WHOLE_GRADIENTS * memory
+    return engine.name in ("single", "ddp", "zero1")
 
 
 def engine_of(environment: Mapping[str, str]) -> Engine:

@@ -206,7 +206,7 @@ class ORPOTrainer(EngineTrainer):
         for number, (batch, ids) in enumerate(inputs, start=1):
             last = number == len(inputs.batches)
             self.accelerator.gradient_state._set_sync_gradients(last)
-            engine_syncs = last or self.is_deepspeed_enabled
+            engine_syncs = last or self.is_deepspeed_enabled or not self.reduces_once
             with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
                 scores = self.score(model, batch)
                 share, metrics = self.compute_objective(scores, inputs)

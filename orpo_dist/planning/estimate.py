@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
+from orpo_dist.engines import reduces_once
 from orpo_dist.launch import presets
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
@@ -117,8 +118,14 @@ class Estimator:
             self.activations(method, casts, checkpointing, pairs),
             self.config.optimizer,
             self.machine.gpu,
+            self.reduces_once(preset, method),
         )
         return parts(self.census(method), setting)
+
+    def reduces_once(self, preset: str, method: Method) -> bool:
+        """As the run decides it: ``engines.reduces_once``."""
+        memory = self.machine.memory * GIB / (1 if self.machine.gpu else self.machine.here)
+        return reduces_once(presets.find(preset).engine, self.census(method).trains, memory)
 
 
 def device_gib(found: list[Part]) -> float:

@@ -14,7 +14,7 @@ GIB = 2**30
 MOMENTS = {"sgd": 0, "adafactor": 0.01, "rmsprop": 4, "adagrad": 4, "lion_32bit": 4}
 EIGHT_BIT, ADAM = 2, 8
 
-BUCKET = 200_000_000  # numbers: reduce_bucket_size of the presets zero1 and zero2
+BUCKET = 50_000_000  # numbers: reduce_bucket_size of the presets zero1 and zero2
 LIVE = 1_000_000_000  # numbers: DeepSpeed's stage3_max_live_parameters
 
 # Not to be had by arithmetic. GPU: the CUDA context with its libraries, and NCCL's channels.
@@ -39,7 +39,7 @@ class Part:
 @dataclass(frozen=True)
 class Setting:
     """What memory depends on beside the model. world: processes. accumulates: a step has several
-    micro-batches. activations: bytes of a micro-batch.
+    micro-batches. activations: bytes of a micro-batch. reduces_once: as ``engines.reduces_once``.
     """
 
     engine: Engine
@@ -48,6 +48,7 @@ class Setting:
     activations: float
     optimizer: str = "adamw_torch"
     gpu: bool = True
+    reduces_once: bool = True
 
 
 def moments(optimizer: str) -> float:
@@ -110,8 +111,9 @@ def _replicated(census: Census, setting: Setting) -> tuple[list[Part], Part, flo
         Part("weights", census.plain_bytes + census.quantised_bytes, how),
         Part("optimizer", state * census.trains, f"{count(census.trains)} × {state:g} B"),
     ]
-    if setting.engine.name == "ddp":
-        states.append(Part("buffers", census.grad_bytes, "DDP's buckets, as large as gradients"))
+    if setting.engine.name == "ddp" and setting.accumulates:
+        how = "DDP's buckets; gradients move into them with the last micro-batch"
+        states.append(Part("buffers", census.grad_bytes, how))
     grads = Part("gradients", census.grad_bytes, f"{count(census.trains)} that train")
     return states, grads, _temporaries(census, setting, census.trains)
 
@@ -138,23 +140,27 @@ def _zero(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
         f"{count(census.trains)} × {state + 4 * off:g} B{cut}",
         where,
     )
-    whole = stage == 1
+    # Stage 1 adds micro-batches up where backward leaves them; the others in fp32, in the shard.
+    each, held = (half, census.trains) if stage == 1 else (4, share)
     grads = Part(
         "gradients",
-        0.0 if off else half * (census.trains if whole else share),
-        "on the host" if off else f"{count(census.trains)} × {half} B" + cut * (not whole),
+        0.0 if off else each * held,
+        "on the host" if off else f"{count(census.trains)} × {each} B" + cut * (stage > 1),
     )
-    step = 0.0 if off else 4 * share + _temporaries(census, setting, share)
+    copied = 0 if stage == 2 else 4 * share  # its shard is what the optimizer reads
+    step = 0.0 if off else copied + _temporaries(census, setting, share)
     return [weights, optimizer, _zero_buffers(census, setting, stage)], grads, step
 
 
 def _zero_buffers(census: Census, setting: Setting, stage: int) -> Part:
     half = census.half
+    sent = 2 * half + (4 if half < 4 else 0)  # two buckets, and one in fp32 on its way
     if stage == 3:
         live = min(LIVE, census.total) / census.total * census.cast_bytes
-        reduce = 2 * half * min(census.trains, max(census.hidden**2, census.largest))
+        reduce = sent * min(census.trains, max(census.hidden**2, census.largest))
         return Part("buffers", live + reduce, "gathered weights (at most 1B numbers), 2 buckets")
-    return Part("buffers", 2 * half * BUCKET, f"2 buckets of {count(BUCKET)} × {half} B")
+    how = f"2 buckets of {count(BUCKET)} × {half} B" + ", one in fp32" * (half < 4)
+    return Part("buffers", sent * BUCKET, how)
 
 
 def _fsdp2(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
@@ -175,7 +181,7 @@ def _fsdp2(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
         ),
     ]
     grads = Part("gradients", 4 * share, f"{count(census.trains)} × 4 B / {ranks}")
-    if setting.accumulates:
+    if setting.accumulates and setting.reduces_once:
         grads = Part(
             "gradients",
             4 * census.trains + 4 * share,

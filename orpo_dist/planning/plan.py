@@ -136,6 +136,7 @@ class Planner:
                 engine,
                 machine.processes,
                 micro_batches,
+                self.estimator.reduces_once(preset, method),
                 self.data.work(self.config, self.global_batch),
                 checkpointing,
                 self.rates,

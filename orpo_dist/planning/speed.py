@@ -61,11 +61,12 @@ def step_time(
     engine: Engine,
     ranks: int,
     micro_batches: int,
+    reduces_once: bool,
     work: Work,
     checkpointing: bool,
     rates: Rates,
 ) -> StepTime:
-    """work: of the step, over all ranks."""
+    """work: of the step, over all ranks. reduces_once: as ``engines.reduces_once``."""
     slower = DEQUANTISING[method.quantization]
     mine = work * (1 / ranks)
     if rates.tokens is not None:
@@ -77,7 +78,7 @@ def step_time(
         again = 2.0 * census.flops.body * mine.tokens
         again += 4 * census.flops.layers * census.flops.width * mine.seen
         recomputing = slower * again / rates.flops * checkpointing
-    sent = sent_bytes(census, engine, micro_batches) * (ranks - 1) / ranks
+    sent = sent_bytes(census, engine, micro_batches, reduces_once) * (ranks - 1) / ranks
     return StepTime(
         computing,
         recomputing,
@@ -87,25 +88,20 @@ def step_time(
     )
 
 
-def sent_bytes(census: Census, engine: Engine, micro_batches: int) -> float:
+def sent_bytes(census: Census, engine: Engine, micro_batches: int, reduces_once: bool) -> float:
     """What one process sends in a step, up to (N - 1) / N, as ring algorithms do.
 
-    Gradients are reduced once a step by ``ddp``, ``zero1`` and ``fsdp2``, with every micro-batch by
-    ``zero2`` and ``zero3``; the last two engines gather the weights twice for every micro-batch.
+    Gradients are reduced in fp32, once a step or with every micro-batch (``reduces_once``). Engines
+    that shard weights gather them twice for every micro-batch, ZeRO-1 and -2 once a step.
     """
-    half, trains = census.half, census.trains
+    sent = 4.0 * census.trains * (1 if reduces_once else micro_batches)
     if engine.name == "single":
         return 0.0
     if engine.name == "ddp":
         return 2.0 * census.grad_bytes
-    if engine.name == "zero1":
-        return 2.0 * half * trains
-    if engine.name == "zero2":
-        return (micro_batches + 1.0) * half * trains
-    gathered = 2.0 * micro_batches * census.cast_bytes
-    if engine.name == "zero3":
-        return gathered + micro_batches * half * trains
-    return gathered + 4.0 * trains
+    if engine.shards_weights:
+        return sent + 2.0 * micro_batches * census.cast_bytes
+    return sent + census.half * census.trains
 
 
 def _offloading(census: Census, engine: Engine, ranks: int, micro_batches: int) -> float:

@@ -1,0 +1,78 @@
+"""What test_gradients.py runs on two ranks: four steps that note where their gradients lie.
+
+    python gradients.py MODEL OUT.json SHARE BATCH_SIZE
+
+SHARE: in place of ``engines.WHOLE_GRADIENTS``. Writes losses and gradient norms of the steps; the
+numbers in gradients before every micro-batch; whether gradients share storages when they are used.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orpo_dist import ORPOConfig, ORPOTrainer, engines, exits, runtime
+from orpo_dist.console import quieten_libraries, set_up_logging
+from tests.conftest import DEMO
+
+
+def gradients() -> Iterator[torch.Tensor]:
+    """Of all tensors that exist, FSDP2's own among them; every storage once."""
+    seen = set()
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.is_leaf and thing.grad is not None:
+            grad: Any = thing.grad
+            grad = grad.to_local() if hasattr(grad, "to_local") else grad
+            place = grad.untyped_storage().data_ptr()
+            if place not in seen:
+                yield grad
+            seen.add(place)
+
+
+class Watching(ORPOTrainer):
+    def score(self, model: Any, batch: Any) -> Any:
+        self.held.append(sum(grad.untyped_storage().nbytes() // 4 for grad in gradients()))
+        return super().score(model, batch)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        self.held: list[int] = []
+        self.storages: list[int] = []
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.register_step_pre_hook(
+            lambda *_: self.storages.append(sum(1 for _ in gradients()))
+        )
+        return optimizer
+
+
+def main(model: str, out: str, share: str, batch_size: str) -> None:
+    set_up_logging()
+    quieten_libraries()
+    engines.WHOLE_GRADIENTS = float(share)
+    lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:21]
+    config = ORPOConfig(
+        project_name=out + "-run", max_steps=4, global_batch_size=8, batch_size=int(batch_size),
+        lr=1e-3, logging_steps=1, save_strategy="no", log="none",
+        max_tokens_per_microbatch=None,
+    )  # fmt: skip
+    trainer = Watching(model, config, [json.loads(line) for line in lines])
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    found = {
+        "loss": [e["loss/orpo"] for e in log], "norm": [float(e["grad_norm"]) for e in log],
+        "held": trainer.held, "storages": trainer.storages,
+        "trains": [p.numel() for p in trainer.model.parameters()],
+    }  # fmt: skip
+    if runtime.start().is_main:
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+    runtime.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    exits.leave(0)
