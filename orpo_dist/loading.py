@@ -68,8 +68,7 @@ class StepDataset(Dataset):
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
-        pairs = [self.pairs[index] for index in indices] if real else [self.pairs[0]]
-        return self.scorer.collate(pairs, real)
+        return self.scorer.collate(self.pairs.flat(indices if real else [0]), real)
 
 
 class StepSampler(Sampler):

@@ -22,6 +22,7 @@ from orpo_dist.attention import no_masks, use_packed_attention, varlen_differs
 from orpo_dist.config import ORPOConfig
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
+from orpo_dist.ragged import FlatPairs
 from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -46,7 +47,7 @@ class Scorer:
     pad_id: int = 0
     varlen: bool = False
 
-    def collate(self, pairs: Sequence[Pair], real: bool = True) -> Batch:
+    def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
             return pack_pairs(pairs, self.nll_scope, real, self.varlen)
