@@ -168,6 +168,8 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
     with no_masks():
         hidden = self.base_model(
             input_ids=orpo_batch.input_ids,
+            # Without one, transformers reads positions back from the device to find sequences.
+            attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
             position_ids=orpo_batch.position_ids,
             use_cache=False,
             orpo_segments=orpo_batch.segments,

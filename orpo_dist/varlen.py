@@ -7,6 +7,7 @@ at its end. So only the keys of the prompts are laid out twice; queries stay whe
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,11 @@ def can_run(query: Tensor, softcap: float | None) -> bool:
     )
 
 
+@functools.cache
+def _takes_enable_gqa(kernel: Any) -> bool:
+    return "enable_gqa" in inspect.signature(kernel).parameters
+
+
 def varlen_attention(
     query: Tensor,
     key: Tensor,
@@ -124,7 +130,7 @@ def varlen_attention(
     dtype = kernel_dtype(query)
     queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     grouped: dict[str, Any] = {}
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 always on
+    if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
         grouped["enable_gqa"] = query.shape[1] != key.shape[1]
     output: Any = varlen_attn(
         queries.contiguous(),
