@@ -65,7 +65,8 @@ def reads(model: Any, scorer: Scorer) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_micro_batches_read_nothing(family: str) -> None:
-    model = small_model(family).train()
+    # Before transformers 5.23 OPT draws on the host, in training, which layers to drop.
+    model = small_model(family).train(family != "opt")
     assert reads(model, make_scorer(model, "packed")) == []
 
 
