@@ -121,7 +121,7 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         "warmup_steps": config.warmup_ratio,
         "weight_decay": config.weight_decay,
         "lr_scheduler_type": config.scheduler,
-        "optim": config.optimizer,
+        "optim": _optimizer(config),
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.mixed_precision == "bf16",
         "fp16": config.mixed_precision == "fp16",
@@ -150,6 +150,20 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         return OneDevice(**settings)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"trainer_args: {_first_line(error)}") from error
+
+
+def _optimizer(config: ORPOConfig) -> str:
+    """AdamW in one kernel on a GPU, instead of a dozen over all weights and their temporaries.
+
+    A resumed run keeps the form of its checkpoint, as torch loads that with the state.
+    """
+    if config.optimizer == "adamw_torch" and _on_gpu():
+        return "adamw_torch_fused"
+    return config.optimizer
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,21 +48,64 @@ class LoadedStep:
         """The micro-batches, each with the categories of its pairs."""
         return zip(self.batches, self.category_ids, strict=True)
 
+    def pin_memory(self) -> LoadedStep:
+        """In pinned memory, from which a GPU can copy by itself; DataLoader asks for this name."""
+        return replace(
+            self,
+            batches=[batch.pin_memory() for batch in self.batches],
+            category_ids=[ids.pin_memory() for ids in self.category_ids],
+        )
+
     def __contains__(self, name: str) -> bool:
         """Trainer asks a batch for ``labels``; a planned step has its own counts."""
         return False
 
 
-class StepDataset(Dataset):
-    """Loads a planned step; its length is the number of pairs behind it."""
+class Ahead:
+    """Does the work for the next item in a thread while the present one is used.
 
-    def __init__(self, pairs: PairDataset, scorer: Scorer):
+    work: called with one item after another, never with two at a time. prepare: called once, first,
+    in that thread. What the work raises is raised to whoever asks for that item.
+    """
+
+    def __init__(
+        self, work: Callable[[Any], LoadedStep], prepare: Callable[[], None] | None = None
+    ):
+        self._work = work
+        self._thread = ThreadPoolExecutor(1, "collate", prepare)
+        self._next: tuple[Any, Future[LoadedStep]] | None = None
+
+    def __call__(self, item: Any, following: Any) -> LoadedStep:
+        """The work for ``item``; that for ``following`` begins, unless it is None."""
+        if self._next is not None and self._next[0] is item:
+            found = self._next[1]
+        else:  # the first one, or steps were skipped
+            found = self._thread.submit(self._work, item)
+        self._next = following and (following, self._thread.submit(self._work, following))
+        return found.result()
+
+
+class StepDataset(Dataset):
+    """Loads a planned step; its length is the number of pairs behind it.
+
+    gpu: make the next step's batches in a thread, in memory that this GPU can copy from by itself.
+    """
+
+    def __init__(self, pairs: PairDataset, scorer: Scorer, gpu: torch.device | None = None):
         self.pairs, self.scorer = pairs, scorer
+        self._ahead: Ahead | None = None
+        if gpu is not None:
+            use_gpu = partial(torch.cuda.set_device, gpu)
+            self._ahead = Ahead(lambda step: self._load(step).pin_memory(), use_gpu)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, step: Step) -> LoadedStep:
+    def __getitem__(self, steps: tuple[Step, Step | None]) -> LoadedStep:
+        """The first of the two; the other one comes after it."""
+        return self._ahead(*steps) if self._ahead is not None else self._load(steps[0])
+
+    def _load(self, step: Step) -> LoadedStep:
         batches = [self._batch(indices) for indices in step.micro_batches]
         ids = [
             torch.from_numpy(self.pairs.category_ids[list(indices)]).long()  # filler weighs nothing
@@ -68,12 +115,11 @@ class StepDataset(Dataset):
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
-        pairs = [self.pairs[index] for index in indices] if real else [self.pairs[0]]
-        return self.scorer.collate(pairs, real)
+        return self.scorer.collate(self.pairs.flat(indices if real else [0]), real)
 
 
 class StepSampler(Sampler):
-    """Yields the steps that ``plan`` gives at the moment iteration begins, one to a batch.
+    """Yields the steps that ``plan`` gives at the moment iteration begins, each with the next one.
 
     A sampler of whole batches, so that Trainer skips steps on resume without loading them.
     """
@@ -84,8 +130,11 @@ class StepSampler(Sampler):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[Step]]:
-        return ([step] for step in self.plan())
+    def __iter__(self) -> Iterator[list[tuple[Step, Step | None]]]:
+        last: list[Step | None] = [None]
+        for step, following in pairwise(chain(self.plan(), last)):
+            assert step is not None
+            yield [(step, following)]
 
 
 def _only(batch: list[LoadedStep]) -> LoadedStep:
@@ -93,14 +142,24 @@ def _only(batch: list[LoadedStep]) -> LoadedStep:
 
 
 def step_loader(
-    dataset: StepDataset, plan: Callable[[], Iterable[Step]], steps: int, num_workers: int = 0
+    pairs: PairDataset,
+    scorer: Scorer,
+    plan: Callable[[], Iterable[Step]],
+    steps: int,
+    device: torch.device,
+    workers: int = 0,
 ) -> DataLoader:
-    """A DataLoader over planned steps; each item is one ``LoadedStep``."""
+    """A DataLoader over planned steps; each item is one ``LoadedStep``.
+
+    workers: processes that make them. With none a thread does, one step ahead, if device is a GPU.
+    """
+    gpu = device if device.type == "cuda" else None
     return DataLoader(
-        dataset,
+        StepDataset(pairs, scorer, None if workers else gpu),
         batch_sampler=StepSampler(plan, steps),
         collate_fn=_only,
-        num_workers=num_workers,
+        num_workers=workers,
+        pin_memory=bool(workers and gpu),
     )
 
 

@@ -82,7 +82,7 @@ def category_sums(scores: PairScores, ids: Tensor, count: int) -> Tensor:
     )
     weighted = values.double() * scores.weight[:, None]
     sums = torch.zeros(count, CATEGORY_SUMS, dtype=torch.float64, device=weighted.device)
-    return sums.index_add_(0, ids.to(weighted.device), weighted)
+    return sums.index_add_(0, ids.to(weighted.device, non_blocking=True), weighted)
 
 
 def category_metrics(names: Sequence[str], sums: Sequence[Sequence[float]]) -> dict[str, float]:

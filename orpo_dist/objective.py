@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -19,13 +20,13 @@ LossForm = Literal["additive", "convex"]
 # From here up to logp = 0 the odds run to infinity; log(1 - p) goes on along its tangent instead,
 # so that its value stays finite and its slope below 1 / EDGE. Exact for every p < 0.9999.
 EDGE = 1e-4
+SLOPE = 1.0 / math.expm1(EDGE)
 
 
 def log1mexp(logp: Tensor) -> Tensor:
     """``log(1 - exp(logp))`` for ``logp <= 0``: finite, with finite gradients, at every input."""
     inside = logp.clamp(max=-EDGE)
-    slope = 1.0 / torch.expm1(torch.tensor(EDGE, dtype=torch.float64)).item()
-    return torch.log(-torch.expm1(inside)) - slope * (logp - inside)
+    return torch.log(-torch.expm1(inside)) - SLOPE * (logp - inside)
 
 
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:

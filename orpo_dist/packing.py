@@ -8,21 +8,22 @@ exactly what it would meet alone. Prefix sharing as in arXiv 2410.20305.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from orpo_dist.parcel import Parcel, together
+from orpo_dist.ragged import FlatPairs, begins, runs
 from orpo_dist.types import Pair, PairScores
-from orpo_dist.varlen import VarlenLayout, varlen_layout
+from orpo_dist.varlen import VarlenLayout, layout_arrays
 
 # (prompt, chosen, rejected) lengths of each pair, in the order in which the pairs lie.
 Segments = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
-class PackedBatch:
+class PackedBatch(Parcel):
     """B pairs in one sequence of T tokens, S of which are predicted.
 
     input_ids, position_ids: (1, T). sources: (S,) where the hidden state lies that predicts a
@@ -43,56 +44,54 @@ class PackedBatch:
     weight: Tensor
     varlen: VarlenLayout | None = None
 
-    def to(self, device: torch.device | str) -> PackedBatch:
-        tensors: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor | VarlenLayout)
-        }
-        return replace(self, **tensors)
-
 
 def pack_pairs(
-    pairs: Sequence[Pair], nll_scope: str = "completion", real: bool = True, varlen: bool = False
+    pairs: Sequence[Pair] | FlatPairs,
+    nll_scope: str = "completion",
+    real: bool = True,
+    varlen: bool = False,
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel."""
+    flat = FlatPairs.of(pairs)
+    prompt, chosen, rejected = flat.lengths.T
     with_prompt = nll_scope == "prompt_and_completion"
-    tokens: list[int] = []
-    positions: list[Tensor] = []
-    sources: list[Tensor] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    count = len(pairs)
-    for number, pair in enumerate(pairs):
-        start, prompt = len(tokens), len(pair.prompt)
-        tokens += pair.prompt + pair.chosen + pair.rejected
-        positions.append(torch.arange(prompt + len(pair.chosen)))
-        positions.append(torch.arange(prompt, prompt + len(pair.rejected)))
-        last = start + prompt - 1  # the prompt's last token predicts the first of both answers
-        rejected_start = start + prompt + len(pair.chosen)
-        sources.append(torch.arange(last, last + len(pair.chosen)))
-        sources.append(torch.tensor([last]))
-        sources.append(torch.arange(rejected_start, rejected_start + len(pair.rejected) - 1))
-        targets += pair.chosen + pair.rejected
-        owners += [number] * len(pair.chosen) + [count + number] * len(pair.rejected)
-        if with_prompt:
-            sources.append(torch.arange(start, last))
-            targets += pair.prompt[1:]
-            owners += [2 * count + number] * (prompt - 1)
-    segments = tuple((len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs)
-    lengths = torch.tensor(segments)
+    arrays = {
+        "input_ids": flat.tokens.astype(np.int64)[None],
+        "position_ids": runs(
+            np.stack([0 * prompt, prompt], 1), np.stack([prompt + chosen, rejected], 1)
+        )[None],
+        **_predictions(flat, with_prompt),
+        "answer_tokens": np.concatenate([chosen, rejected]),
+        "nll_tokens": chosen + (prompt - 1) * with_prompt,
+        "weight": np.full(len(prompt), real, dtype=np.float32),
+    }
+    layout = layout_arrays(flat.lengths) if varlen else {}
+    tensors = together(arrays | layout)
     return PackedBatch(
-        input_ids=torch.tensor([tokens]),
-        position_ids=torch.cat(positions)[None],
-        segments=segments,
-        sources=torch.cat(sources),
-        targets=torch.tensor(targets),
-        owners=torch.tensor(owners),
-        answer_tokens=torch.cat([lengths[:, 1], lengths[:, 2]]),
-        nll_tokens=lengths[:, 1] + (lengths[:, 0] - 1) * with_prompt,
-        weight=torch.full((count,), float(real)),
-        varlen=varlen_layout(segments) if varlen else None,
+        **{name: tensors[name] for name in arrays},
+        segments=tuple((p, c, r) for p, c, r in flat.lengths.tolist()),
+        varlen=VarlenLayout.of(flat.lengths, tensors) if varlen else None,
     )
+
+
+def _predictions(flat: FlatPairs, with_prompt: bool) -> dict[str, np.ndarray]:
+    """What is predicted, from where and for which sum: ``sources``, ``targets``, ``owners``."""
+    parts = [1, 2, 0] if with_prompt else [1, 2]  # chosen, rejected, prompt
+    lengths, firsts = flat.lengths[:, parts], flat.starts[:, parts]
+    if with_prompt:  # nothing predicts the first token of a prompt
+        lengths[:, 2] -= 1
+        firsts[:, 2] += 1
+    places = runs(firsts, lengths)
+    sources = places - 1
+    # The prompt's last token predicts the first of both answers.
+    sources[begins(lengths)[:, 1]] = flat.starts[:, 1] - 1
+    count = len(lengths)
+    rows = np.arange(count)[:, None] + count * np.arange(len(parts))
+    return {
+        "sources": sources,
+        "targets": flat.tokens[places].astype(np.int64),
+        "owners": np.repeat(rows.ravel(), lengths.ravel()),
+    }
 
 
 def gather_scores(batch: PackedBatch, logps: Tensor) -> PairScores:

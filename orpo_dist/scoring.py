@@ -24,6 +24,7 @@ from orpo_dist.head import forget_targets, teach_targets, token_logps
 from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
+from orpo_dist.ragged import FlatPairs
 from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -46,7 +47,7 @@ class Scorer:
     varlen: bool = False
     holds_to: int | None = None
 
-    def collate(self, pairs: Sequence[Pair], real: bool = True) -> Batch:
+    def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
             return pack_pairs(pairs, self.nll_scope, real, self.varlen)
@@ -232,6 +233,8 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
     with no_masks():
         hidden = self.base_model(
             input_ids=orpo_batch.input_ids,
+            # Without one, transformers reads positions back from the device to find sequences.
+            attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
             position_ids=orpo_batch.position_ids,
             use_cache=False,
             orpo_segments=orpo_batch.segments,

@@ -164,8 +164,8 @@ class ORPOTrainer(EngineTrainer):
         return plan
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
-        dataset = StepDataset(pairs, self.scorer)
-        return step_loader(dataset, plan, steps, self.args.dataloader_num_workers)
+        workers = self.args.dataloader_num_workers
+        return step_loader(pairs, self.scorer, plan, steps, self.args.device, workers)
 
     # --- one step
 

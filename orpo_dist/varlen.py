@@ -7,19 +7,25 @@ at its end. So only the keys of the prompts are laid out twice; queries stay whe
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from orpo_dist.parcel import Parcel, together
+from orpo_dist.ragged import begins, runs
 
 MAX_HEAD_DIM = 256  # of flash attention
 
 
 @dataclass(frozen=True)
-class VarlenLayout:
+class VarlenLayout(Parcel):
     """Where the sequences of a packed batch lie.
 
     query_starts, key_starts: (2B + 1,) int32. keys: (K,) position of every key, prompts twice.
@@ -37,42 +43,40 @@ class VarlenLayout:
     max_query: int
     max_key: int
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> VarlenLayout:
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in vars(self).items()
-        }
-        return VarlenLayout(**moved)
+    @classmethod
+    def of(cls, lengths: np.ndarray, tensors: Mapping[str, Tensor]) -> VarlenLayout:
+        """From the tensors of ``layout_arrays(lengths)``, which may stand among others."""
+        prompt, chosen, rejected = lengths.T
+        return cls(
+            **{name: tensors[name] for name in cls.__annotations__ if name in tensors},
+            max_query=int(np.maximum(prompt + chosen, rejected).max()),
+            max_key=int((prompt + np.maximum(chosen, rejected)).max()),
+        )
 
 
 def varlen_layout(segments: tuple[tuple[int, int, int], ...]) -> VarlenLayout:
     """The layout of pairs with these (prompt, chosen, rejected) lengths."""
-    keys, first_keys, again, again_keys = [], [], [], []
-    queries_at, keys_at, at = [0], [0], 0
-    for prompt, chosen, rejected in segments:
-        key = keys_at[-1]
-        prompts, answers = torch.arange(prompt), torch.arange(chosen + rejected)
-        own = torch.cat([prompts, prompt + answers[:chosen]])
-        other = torch.cat([prompts, prompt + answers[chosen:]])
-        keys += [at + own, at + other]
-        first_keys += [key + own, key + len(own) + prompt + answers[:rejected]]
-        again.append(at + prompts)
-        again_keys.append(key + len(own) + prompts)
-        keys_at += [key + len(own), key + len(own) + len(other)]
-        queries_at += [at + len(own), at + len(own) + rejected]
-        at += prompt + chosen + rejected
-    return VarlenLayout(
-        query_starts=torch.tensor(queries_at, dtype=torch.int32),
-        key_starts=torch.tensor(keys_at, dtype=torch.int32),
-        keys=torch.cat(keys),
-        again=torch.cat(again),
-        again_keys=torch.cat(again_keys),
-        first_keys=torch.cat(first_keys),
-        max_query=max(max(p + c, r) for p, c, r in segments),
-        max_key=max(p + max(c, r) for p, c, r in segments),
-    )
+    lengths = np.array(segments, dtype=np.int64)
+    return VarlenLayout.of(lengths, together(layout_arrays(lengths)))
+
+
+def layout_arrays(lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of a ``VarlenLayout`` by name. lengths: (B, 3) of prompt, chosen, rejected."""
+    prompt, chosen, rejected = lengths.T
+    queries = np.stack([prompt + chosen, rejected], 1)
+    keys = np.stack([prompt + chosen, prompt + rejected], 1)
+    own, other = begins(keys).T  # among the keys
+    start, _, answer = begins(lengths).T  # in the packed sequence
+    return {
+        "query_starts": np.append(0, queries.cumsum()).astype(np.int32),
+        "key_starts": np.append(0, keys.cumsum()).astype(np.int32),
+        "keys": runs(
+            np.stack([start, start, answer], 1), np.stack([prompt + chosen, prompt, rejected], 1)
+        ),
+        "again": runs(start, prompt),
+        "again_keys": runs(other, prompt),
+        "first_keys": runs(np.stack([own, other + prompt], 1), queries),
+    }
 
 
 class _LayOut(torch.autograd.Function):
@@ -108,6 +112,11 @@ def can_run(query: Tensor, softcap: float | None) -> bool:
     )
 
 
+@functools.cache
+def _takes_enable_gqa(kernel: Any) -> bool:
+    return "enable_gqa" in inspect.signature(kernel).parameters
+
+
 def varlen_attention(
     query: Tensor,
     key: Tensor,
@@ -129,7 +138,7 @@ def varlen_attention(
         F.pad(x[0].transpose(0, 1).to(dtype), (0, width - x.shape[-1])) for x in (query, key, value)
     )
     grouped: dict[str, Any] = {}
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 always on
+    if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
         grouped["enable_gqa"] = query.shape[1] != key.shape[1]
     output: Any = varlen_attn(
         queries.contiguous(),

@@ -109,7 +109,7 @@ class ORPOConfig(BaseModel):
     warmup_ratio: float = setting("optimisation", 0.1, "share of the steps that warm up", ge=0, lt=1)
     weight_decay: float = setting("optimisation", 0.01, "decoupled weight decay", ge=0)
     scheduler: str = setting("optimisation", "cosine", "learning-rate schedule, as transformers names it")
-    optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it")
+    optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it; adamw_torch: AdamW, in one fused kernel on a GPU")
     max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
 
     stages: list[dict[str, Any]] | None = setting("optimisation", None, "a list of stages, each a mapping of settings that differ there (data_path, lr, epochs, orpo_alpha, ...); each goes on from the weights of the last")

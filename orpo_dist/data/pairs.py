@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orpo_dist.ragged import FlatPairs, runs
 from orpo_dist.types import Pair
 
 
@@ -55,6 +57,12 @@ class PairDataset:
             row[prompt + chosen :],
             self.categories[self.category_ids[index]],
         )
+
+    def flat(self, indices: Sequence[int]) -> FlatPairs:
+        """Some of the pairs as they lie here, for collation."""
+        rows = np.asarray(indices)
+        lengths = self.lengths[rows].astype(np.int64)
+        return FlatPairs(self.tokens[runs(self._starts[rows], lengths.sum(1))], lengths)
 
     def digest(self) -> str:
         """A fingerprint of all tokens and of how they are cut into pairs."""

@@ -26,47 +26,26 @@ from orpo_dist.planning.skeleton import HALF, Method, build
 from orpo_dist.scoring import Scorer
 from orpo_dist.types import Pair
 
-BY_MASK = (
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.index_put_.default,
-    torch.ops.aten._index_put_impl_.default,
-)
-
 Lengths = tuple[int, int, int]  # tokens of prompt, chosen and rejected
 
 
 class LiveBytes(TorchDispatchMode):
     """Bytes of the storages that are alive, and the most there were.
 
-    known: tensors that are not counted (weights, their gradients). chosen: how many places of a
-    mask are true, which tensors without data cannot say.
+    known: tensors that are not counted (weights, their gradients).
     """
 
-    def __init__(self, known: Sequence[Tensor] = (), chosen: int = 0):
+    def __init__(self, known: Sequence[Tensor] = ()):
         super().__init__()
-        self._chosen = chosen
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {x.untyped_storage()._cdata: 0 for x in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in BY_MASK:
-            args = (args[0], self._places(args[1]), *args[2:])
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
         return result
-
-    def _places(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Positions in place of boolean masks."""
-        found: list[Tensor | None] = []
-        for index in indices:
-            if index is None or index.dtype != torch.bool:
-                found.append(index)
-            else:
-                found += [torch.zeros(self._chosen, dtype=torch.long) for _ in index.shape]
-        return found
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -112,10 +91,7 @@ def micro_batch_bytes(
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         autocast = precision != "none" and not engine_casts
-        scored = sum(chosen + rejected for _, chosen, rejected in pairs)
-        if config.nll_scope == "prompt_and_completion":
-            scored += sum(prompt - 1 for prompt, _, _ in pairs)
-        with LiveBytes(list(_held(model)), scored) as count:
+        with LiveBytes(list(_held(model))) as count:
             with torch.autocast("cpu", HALF[precision], enabled=autocast):
                 scores = scorer.score(model, batch)
             loss, _ = orpo_loss(scores, 1.0, "additive", len(pairs), sum(c for _, c, _ in pairs))

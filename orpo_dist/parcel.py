@@ -1,0 +1,85 @@
+"""Batches whose tensors lie in one buffer, so that they reach a device in one copy.
+
+A micro-batch is some fifteen small tensors. One by one, each costs the host a launch, and a copy
+from memory that is not pinned makes it wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes; every field begins at a multiple
+
+
+def together(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays as tensors that are views of one new buffer."""
+    places, size = [], 0
+    for array in arrays.values():
+        places.append(size)
+        size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    bytes_ = np.zeros(size, dtype=np.uint8)
+    for place, array in zip(places, arrays.values(), strict=True):
+        bytes_[place : place + array.nbytes].view(array.dtype)[:] = array.ravel()
+    buffer = torch.from_numpy(bytes_)
+    return {
+        name: _view(buffer, place, getattr(torch, array.dtype.name), array.shape)
+        for place, (name, array) in zip(places, arrays.items(), strict=True)
+    }
+
+
+class Parcel:
+    """Base of dataclasses whose tensors, and those of parcels in them, are views of one buffer.
+
+    Tensors of another origin travel too, in a copy of their own.
+    """
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device. To a GPU from pinned memory, without waiting: torch reuses such memory only
+        after the copies from it are done."""
+        pins = torch.device(device).type == "cuda"
+
+        def carry(buffer: Tensor) -> Tensor:
+            if pins and buffer.device.type == "cpu":
+                buffer = buffer.pin_memory()  # itself, if it is
+            return buffer.to(device, non_blocking=True)
+
+        return self._moved(_each_buffer_once(carry))
+
+    def pin_memory(self) -> Self:
+        """In pinned memory, from which a GPU can copy by itself; DataLoader asks for this name."""
+        return self._moved(_each_buffer_once(Tensor.pin_memory))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                changed[name] = move(value)
+            elif isinstance(value, Parcel):
+                changed[name] = value._moved(move)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
+def _each_buffer_once(carry: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Moves contiguous tensors by carrying what they are views of, (N,) uint8, only once."""
+    carried: dict[int, Tensor] = {}
+
+    def move(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in carried:
+            empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+            carried[storage._cdata] = carry(empty.set_(storage))
+        place = int(tensor.storage_offset()) * tensor.element_size()
+        return _view(carried[storage._cdata], place, tensor.dtype, tensor.shape)
+
+    return move
+
+
+def _view(buffer: Tensor, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    size = dtype.itemsize * int(np.prod(shape))
+    return buffer[place : place + size].view(dtype).view(shape)
