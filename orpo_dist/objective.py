@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,8 +25,7 @@ EDGE = 1e-4
 def log1mexp(logp: Tensor) -> Tensor:
     """``log(1 - exp(logp))`` for ``logp <= 0``: finite, with finite gradients, at every input."""
     inside = logp.clamp(max=-EDGE)
-    slope = 1.0 / torch.expm1(torch.tensor(EDGE, dtype=torch.float64)).item()
-    return torch.log(-torch.expm1(inside)) - slope * (logp - inside)
+    return torch.log(-torch.expm1(inside)) - (logp - inside) / math.expm1(EDGE)
 
 
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
