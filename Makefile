@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A CUDA build of torch, for tests over fake tensors; nothing runs on it.
+CUDA_TORCH ?= .cuda-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format
+.PHONY: help install demo test test-slow test-fake-cuda check format
 
 help:
 	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
 	@echo "make test     set up, check and run the tests"
+	@echo "make test-fake-cuda  the CUDA branch without a GPU (Linux on x86-64; fetches 5 GB once)"
 	@echo "make check    formatting, lint, types and import contracts"
 	@echo "make install  set up $(VENV) only"
 
@@ -35,6 +38,13 @@ test: check
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-fake-cuda: $(INSTALLED) $(CUDA_TORCH)/torch
+	ORPO_CUDA_TORCH=$(abspath $(CUDA_TORCH)) $(BIN)/python -m pytest tests/cuda
+
+$(CUDA_TORCH)/torch: | $(INSTALLED)
+	@echo "== a CUDA build of torch into $(CUDA_TORCH) (once; 5 GB)"
+	$(BIN)/python -m pip install --quiet --no-cache-dir --target $(CUDA_TORCH) torch==2.11.0
 
 check: $(INSTALLED)
 	@echo "== formatting, lint, types, import contracts"

@@ -1,0 +1,134 @@
+"""Runs micro-batches on fake ``cuda:0`` tensors and prints what they ask of the GPU, as JSON.
+
+    LD_PRELOAD=STUB/libcuda.so.1 PYTHONPATH=CUDA_TORCH:. python -m tests.cuda.trace [NAME ...]
+
+``make test-fake-cuda`` prepares both and starts it through the test beside it. Its output of some
+day lies in ``benchmarks/results/fake_cuda*.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.metrics import RunningMeans, step_means
+from orpo_dist.objective import orpo_loss
+from orpo_dist.planning.skeleton import Method, build
+from orpo_dist.planning.trace import _checkpoint, _off_meta
+from orpo_dist.scoring import Scorer, adopt_scorer
+from orpo_dist.types import Pair
+from tests.cuda.operations import DeviceLog
+
+SHAPE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1000, "tie_word_embeddings": False,
+}  # fmt: skip
+MODELS = {
+    "llama": lambda n, **k: LlamaConfig(num_hidden_layers=n, **SHAPE | k),
+    "mistral": lambda n, **k: MistralConfig(num_hidden_layers=n, sliding_window=64, **SHAPE | k),
+    "qwen2": lambda n, **k: Qwen2Config(num_hidden_layers=n, **SHAPE | k),
+    "gemma2": lambda n, **k: Gemma2Config(num_hidden_layers=n, sliding_window=64, **SHAPE | k),
+    "gemma3": lambda n, **k: Gemma3TextConfig(num_hidden_layers=n, sliding_window=64, **SHAPE | k),
+}
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, 16 pairs": {"pairs": 16},
+    "full, checkpointing": {"checkpointing": True},
+    "full, head in chunks": {"pairs": 16, "shape": {"vocab_size": 131_072}},
+    "full, head in chunks, checkpointing": {
+        "pairs": 16, "shape": {"vocab_size": 131_072}, "checkpointing": True,
+    },
+    "full, several tasks": {"categories": ("a", "b")},
+    "full, half weights": {"half": True},
+    "lora": {"lora": True},
+    "lora, 16 pairs": {"lora": True, "pairs": 16},
+    "lora, checkpointing": {"lora": True, "checkpointing": True},
+    "lora, head in chunks": {"lora": True, "pairs": 16, "shape": {"vocab_size": 131_072}},
+    **{name: {"model": name} for name in MODELS if name != "llama"},
+}  # fmt: skip
+
+
+def policy(model: str, layers: int, lora: bool, half: bool, shape: dict[str, Any]) -> Any:
+    """As training holds it: fp32 weights, or a bf16 base in an adapter. half: as DeepSpeed has it.
+
+    Call it under ``FakeTensorMode``; the weights lie on cuda:0 and hold no data.
+    """
+    config = ORPOConfig(model=model, peft=lora)
+    made = build(MODELS[model](layers, **shape), config, Method(lora), "bf16", None, half)
+    with torch.device("cuda", 0):
+        _off_meta(made)
+    return made
+
+
+def micro_batch(
+    layers: int,
+    model: str = "llama",
+    lora: bool = False,
+    half: bool = False,
+    pairs: int = 4,
+    checkpointing: bool = False,
+    categories: tuple[str, ...] = (),
+    packed: bool = True,
+    shape: dict[str, Any] | None = None,
+) -> DeviceLog:
+    """Collate, send, forward, loss, backward, metrics: what ``ORPOTrainer`` does a micro-batch."""
+    batch_of = [Pair(*([7] * length for length in (60, 70, 80))) for _ in range(pairs)]
+    scorer = Scorer(packed, varlen=packed)
+    batch, ids = scorer.collate(batch_of), torch.zeros(pairs, dtype=torch.long)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        made = policy(model, layers, lora, half, shape or {})
+        adopt_scorer(made, scorer)
+        if checkpointing:
+            _checkpoint(made)
+        means = RunningMeans(categories)
+        with DeviceLog() as log:
+            log.phase = "send"
+            batch = batch.to(torch.device("cuda", 0))
+            log.phase = "forward"
+            with torch.autocast("cuda", torch.bfloat16, enabled=not half):
+                scores = scorer.score(made, batch)
+            log.phase = "loss"
+            loss, metrics = orpo_loss(scores, 0.1, "additive", 8, 400)
+            log.phase = "backward"
+            loss.backward()
+            log.phase = "metrics"
+            means.add(step_means(loss, metrics, 0.1, 8, 400), scores, ids)
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+    return log
+
+
+def measure(**case: Any) -> dict[str, Any]:
+    """A layer's share is what one layer more adds."""
+    two, three = micro_batch(2, **case), micro_batch(3, **case)
+    layer = three.operations - two.operations
+    outside = {phase: two.operations[phase] - 2 * layer[phase] for phase in two.operations}
+    return {
+        "waits": dict(three.waits),
+        "copies": sum(three.copies.values()),
+        "operations_per_layer": {**layer, "total": layer.total()},
+        "operations_outside_layers": {**outside, "total": sum(outside.values())},
+    }
+
+
+def main() -> None:
+    with (
+        mock.patch.object(FakeTensorMode, "avoid_device_init", True),
+        mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
+        mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True),
+        sdpa_kernel(SDPBackend.MATH),  # the others ask for the device's generation
+    ):
+        found = {name: measure(**CASES[name]) for name in sys.argv[1:] or CASES}
+    print(json.dumps({"torch": torch.__version__, "cases": found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
