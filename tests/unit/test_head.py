@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from orpo_dist import scoring
 from orpo_dist.allocator import keep_freed_memory
-from orpo_dist.scoring import _TargetLogps
+from orpo_dist.head import _TargetLogps
 
 
 def both(
