@@ -97,6 +97,7 @@ def planned(engine: str, case: tuple[Any, ...], measure: str) -> float:
     import torch
 
     from orpo_dist.config import ORPOConfig
+    from orpo_dist.launch import presets
     from orpo_dist.planning.estimate import Estimator, Machine
 
     shape, pairs, micro_batches, lengths, settings = case
@@ -104,7 +105,9 @@ def planned(engine: str, case: tuple[Any, ...], measure: str) -> float:
     gpu = torch.cuda.is_available()
     machine = Machine(1 if engine == "single" else 2, 1000.0, gpu=gpu)
     estimator = Estimator(model_config(shape), config, machine, lengths)
-    found = estimator.parts(engine, pairs, micro_batches > 1, config.gradient_checkpointing)
+    found = estimator.parts(
+        presets.find(engine).engine, pairs, micro_batches > 1, config.gradient_checkpointing
+    )
     left_out = ("libraries", "fragmentation") if measure == "allocated" else ()
     return sum(part.bytes for part in found if part.name not in left_out) / 2**20
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from orpo_dist.allocator import grow_segments
 from orpo_dist.console import set_up_logging
 from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.failure import crash, rank_among_others, say
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     set_up_logging()
+    grow_segments()
     parser = _Parser(
         prog="orpo-dist",
         description=DESCRIPTION,

@@ -35,7 +35,7 @@ from orpo_dist.types import UserError
 class LoadedStep:
     """This rank's micro-batches of one step, and the counts of the whole step over all ranks.
 
-    category_ids: of the pairs of each micro-batch, (B,) each.
+    category_ids: of the pairs of each micro-batch, (B,) each. pairs: their indices.
     """
 
     batches: list[Batch]
@@ -43,6 +43,7 @@ class LoadedStep:
     total_pairs: int
     total_nll_tokens: int
     work: Work
+    pairs: tuple[tuple[int, ...], ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
         """The micro-batches, each with the categories of its pairs."""
@@ -111,7 +112,9 @@ class StepDataset(Dataset):
             torch.from_numpy(self.pairs.category_ids[list(indices)]).long()  # filler weighs nothing
             for indices in step.micro_batches
         ]
-        return LoadedStep(batches, ids, step.total_pairs, step.total_nll_tokens, step.work)
+        return LoadedStep(
+            batches, ids, step.total_pairs, step.total_nll_tokens, step.work, step.micro_batches
+        )
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
@@ -166,7 +169,10 @@ def step_loader(
 def make_plan(
     config: ORPOConfig, pairs: PairDataset, world_size: int, hidden_size: int, padded: bool
 ) -> Plan:
-    """The step plan of a run over ``pairs``; ``auto`` for the token budget is yet to be found."""
+    """The step plan of a run over ``pairs``; ``auto`` for the token budget is yet to be found.
+
+    A token budget alone limits micro-batches; without one ``batch_size`` does.
+    """
     budget = config.max_tokens_per_microbatch
     weights = config.data_weights
     if config.data_temperature is not None:
@@ -175,7 +181,7 @@ def make_plan(
         lengths=pairs.lengths,
         nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
         global_batch=config.pairs_per_rank_step * world_size,
-        micro_batch=config.batch_size,
+        micro_batch=config.batch_size if budget is None else config.pairs_per_rank_step,
         world_size=world_size,
         seed=config.seed,
         repeats=repeats_of(pairs.source_ids, weights),

@@ -105,19 +105,20 @@ class RunningMeans:
         """categories: to be told apart; one alone, or too many, are not."""
         self.names = categories if 1 < len(categories) <= MOST_CATEGORIES else ()
         self.steps = steps
-        self._total: Tensor | None = None
+        # Never changed in place: whoever keeps it can come back to it.
+        self.total: Tensor | None = None
 
     def add(self, means: Tensor, scores: PairScores, ids: Tensor) -> None:
         """Add a micro-batch. means: see ``step_means``; ids: (B,) categories of its pairs."""
         if self.names:
             means = torch.cat([means, category_sums(scores, ids, len(self.names)).flatten()])
-        self._total = means if self._total is None else self._total + means
+        self.total = means if self.total is None else self.total + means
 
     def pop(self, accelerator: Any) -> dict[str, float]:
         """Metrics of the steps added, over all ranks (one all-reduce); starts afresh."""
-        assert self._total is not None and self.steps
-        summed = accelerator.reduce(self._total, reduction="sum")
+        assert self.total is not None and self.steps
+        summed = accelerator.reduce(self.total, reduction="sum")
         overall = (summed[: len(MEANS)] / self.steps).tolist()
         by_category = summed[len(MEANS) :].reshape(len(self.names), CATEGORY_SUMS).tolist()
-        self._total, self.steps = None, 0
+        self.total, self.steps = None, 0
         return named_metrics(overall) | category_metrics(self.names, by_category)

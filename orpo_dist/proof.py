@@ -8,7 +8,8 @@ In half precision, at the model's own size, right and wrong would overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +88,18 @@ def scores_apart(found: Tensor, expected: Tensor, pairs: Sequence[Pair]) -> floa
     sizes = torch.tensor([len(p.prompt) + len(p.chosen) - 1 for p in pairs], device=found.device)
     apart = (found - expected).abs()
     return max(apart[:2].max().item(), (apart[2] / sizes).max().item())
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gradients on and autocast off, whatever whoever asks for a scorer is doing."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def fails(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from orpo_dist.allocator import grow_segments
 from orpo_dist.device import deepspeed_follows_torch
 from orpo_dist.engines import (
     SINGLE,
@@ -129,6 +130,7 @@ def start() -> Runtime:
     Raises ``UserError`` where what the launcher asks for cannot be had on this machine.
     """
     environment = os.environ
+    grow_segments()
     engine = engine_of(environment)
     if engine == SINGLE:
         return Runtime()

@@ -81,7 +81,8 @@ def make_scorer(
     if attention == "padded":
         return padded
     core = causal_model(model)
-    reason = why_not_packed(core) or _unproved(model, longest)
+    with proof.undisturbed():
+        reason = why_not_packed(core) or _unproved(model, longest)
     if reason is None:
         switch = length_switch(core.config)
         holds_to = switch if longest is not None and longest <= (switch or 0) else None
@@ -140,10 +141,10 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
     head sizes and with windows that bite.
     """
     try:
-        small = miniature(core).to(device)
-        reason = _teach_packing(small)
-        assert reason is None, reason
-        return proof.kernel_fails(small, *(_prompts_too(varlen) for varlen in (False, True)))
+        with proof.undisturbed():
+            small = miniature(core).to(device)
+            assert _teach_packing(small) is None
+            return proof.kernel_fails(small, *(_prompts_too(varlen) for varlen in (False, True)))
     except Exception as error:  # a device or head size that the kernel was not built for
         return _first_line(f"does not run here ({type(error).__name__}: {error})")
 

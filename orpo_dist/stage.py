@@ -79,6 +79,7 @@ class Stage:
         text = trainer.config.chat_template  # not its path: the run folder stands on its own
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
+        trainer.settle_budget()
         logger.info("%s%s", f"{self.place}: " if self.place else "", derived_truth(trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from orpo_dist import runtime
 from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
-from orpo_dist.batching import Plan, Step, Work, nll_token_counts
-from orpo_dist.budget import CPU_TOKENS, find_token_budget, fits_in_memory
+from orpo_dist.batching import Plan, Step, nll_token_counts
+from orpo_dist.budget import CPU_TOKENS
+from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
-from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import make_policy
@@ -37,7 +36,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(EngineTrainer):
+class ORPOTrainer(BudgetTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -93,6 +92,7 @@ class ORPOTrainer(EngineTrainer):
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
+        self._before_step: Tensor | None = None  # of the means
         super().__init__(
             model=policy,
             args=training_args,
@@ -148,8 +148,9 @@ class ORPOTrainer(EngineTrainer):
                 f"changes beyond {self.scorer.holds_to}; pass it as eval_dataset to the trainer, "
                 "set max_seq_length, or take attention padded"
             )
-        plain = {"gradient_accumulation": 1, "data_weights": None}
-        plain |= {"data_temperature": None, "curriculum": None}
+        plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
+        if self.train_plan is None:  # nothing has told what fits
+            plain["gradient_accumulation"] = 1
         plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
@@ -158,10 +159,11 @@ class ORPOTrainer(EngineTrainer):
 
     def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> Plan:
         padded = not self.scorer.packed
-        plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)
         if config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu":
+            config = config.replace(max_tokens_per_microbatch=None)
+            plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)
             return dataclasses.replace(plan, token_budget=CPU_TOKENS)
-        return plan
+        return make_plan(config, pairs, args.world_size, self._hidden_size, padded)
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
         workers = self.args.dataloader_num_workers
@@ -201,49 +203,28 @@ class ORPOTrainer(EngineTrainer):
         model.train()
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
-        loss = torch.zeros((), device=self.args.device)
         self.orpo_alpha = self._alpha_of(self.state.global_step)
-        for number, (batch, ids) in enumerate(inputs, start=1):
-            last = number == len(inputs.batches)
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            engine_syncs = last or self.is_deepspeed_enabled or not self.reduces_once
-            with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
-                scores = self.score(model, batch)
-                share, metrics = self.compute_objective(scores, inputs)
-                self.accelerator.backward(share * self.args.world_size)
-            loss += share.detach() * self.args.world_size
-            self._train_means.add(self._means(share, metrics, inputs), scores, ids)
+        self._before_step = self._train_means.total
+        loss = self.run_micro_batches(model, inputs)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
         return loss
 
+    def micro_batch_loss(self, model: Any, step: LoadedStep, number: int) -> Tensor:
+        """As promised to ``BudgetTrainer``."""
+        scores = self.score(model, step.batches[number])
+        share, metrics = self.compute_objective(scores, step)
+        ids = step.category_ids[number]
+        self._train_means.add(self._means(share, metrics, step), scores, ids)
+        return share
+
+    def forget_step(self) -> None:
+        self._train_means.total = self._before_step
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; first finds the token budget, where that is ``auto``."""
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        wanted = self.config.max_tokens_per_microbatch == "auto"
-        if wanted and self.train_plan is not None and self.train_plan.token_budget is None:
-            if sharded:
-                logger.info("max_tokens_per_microbatch auto: no limit, as weights are sharded")
-            else:
-                budget = find_token_budget(
-                    self.train_plan,
-                    self._fits,
-                    lambda fits: not self.runtime.agree_on_most(not fits),
-                )
-                self.train_plan = dataclasses.replace(self.train_plan, token_budget=budget)
+        self.settle_budget()
         return super().train(*args, **kwargs)
-
-    def _fits(self, pairs: Sequence[int]) -> bool:
-        """Whether forward and backward over these pairs leave room for the optimizer."""
-
-        def share() -> Tensor:
-            batch = self.scorer.collate([self.train_dataset[index] for index in pairs])
-            with self.accelerator.autocast():
-                scores = self.score(self.model.train(), batch)
-            return self.compute_objective(scores, LoadedStep([], [], 1, 1, Work()))[0]
-
-        copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
-        return fits_in_memory(self.model, share, copies)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""

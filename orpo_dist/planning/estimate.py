@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import reduces_once
-from orpo_dist.launch import presets
+from orpo_dist.engines import Engine, reduces_once
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.trace import Lengths, micro_batch_bytes
+
+USABLE = 0.95  # of a GPU's memory
 
 SHORT, LONGER = 2, 3  # layers that are traced; a layer more costs what the third one does
 
@@ -29,6 +30,11 @@ class Machine:
     host_memory: float | None = None
     per_machine: int = 8
     gpu: bool = True
+
+    @property
+    def usable(self) -> float:
+        """GiB that a plan may fill: on a GPU not to the brim, or one odd batch ends the run."""
+        return USABLE * self.memory if self.gpu else self.memory
 
     @property
     def machines(self) -> int:
@@ -101,7 +107,7 @@ class Estimator:
 
     def parts(
         self,
-        preset: str,
+        engine: Engine,
         pairs: int,
         accumulates: bool,
         checkpointing: bool = False,
@@ -109,7 +115,6 @@ class Estimator:
     ) -> list[Part]:
         """The memory of one process with micro-batches of ``pairs`` pairs."""
         method = method or method_of(self.config)
-        engine = presets.find(preset).engine
         casts = (engine.deepspeed or engine.name == "fsdp2") and self.precision != "none"
         setting = Setting(
             engine,
@@ -118,14 +123,14 @@ class Estimator:
             self.activations(method, casts, checkpointing, pairs),
             self.config.optimizer,
             self.machine.gpu,
-            self.reduces_once(preset, method),
+            self.reduces_once(engine, method),
         )
         return parts(self.census(method), setting)
 
-    def reduces_once(self, preset: str, method: Method) -> bool:
+    def reduces_once(self, engine: Engine, method: Method) -> bool:
         """As the run decides it: ``engines.reduces_once``."""
         memory = self.machine.memory * GIB / (1 if self.machine.gpu else self.machine.here)
-        return reduces_once(presets.find(preset).engine, self.census(method).trains, memory)
+        return reduces_once(engine, self.census(method).trains, memory)
 
 
 def device_gib(found: list[Part]) -> float:

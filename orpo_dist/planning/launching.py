@@ -26,7 +26,7 @@ def train_words(
     decided: dict[str, Any] = {"peft": candidate.method.peft}
     decided["quantization"] = candidate.method.quantization
     decided["gradient_checkpointing"] = candidate.checkpointing
-    if candidate.pairs < config.batch_size:
+    if config.max_tokens_per_microbatch != "auto" and candidate.cut:  # auto finds it again
         decided["max_tokens_per_microbatch"] = candidate.tokens
     flags = dict(given)
     flags |= {name: value for name, value in decided.items() if getattr(config, name) != value}

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from orpo_dist.budget import CPU_TOKENS
+from orpo_dist.budget import CPU_TOKENS, MOST_TOKENS
 from orpo_dist.compatibility import accumulation, refuse_impossible
 from orpo_dist.config import ORPOConfig
+from orpo_dist.engines import Engine
 from orpo_dist.launch import presets
 from orpo_dist.planning.data import Data
 from orpo_dist.planning.estimate import Estimator, Machine, device_gib, host_gib
@@ -32,8 +33,8 @@ ORDER = (
 class Candidate:
     """One way to run the training.
 
-    pairs: in the largest micro-batch, of the longest ones; tokens: they hold together.
-    why_not: why it does not fit or cannot be, empty if it does.
+    pairs: in the largest micro-batch, of the longest ones; tokens: they hold together; cut: more
+    were allowed and did not fit. why_not: why it does not fit or cannot be, empty if it does.
     """
 
     method: Method
@@ -47,6 +48,7 @@ class Candidate:
     host_gib: float
     time: StepTime | None
     why_not: str = ""
+    cut: bool = False
 
     @property
     def fits(self) -> bool:
@@ -98,20 +100,13 @@ class Planner:
             refuse_impossible(_configured(self.config, method), presets.find(preset).engine)
         except UserError as error:
             return Candidate(method, preset, checkpointing, 0, 0, 0, (), 0, 0, None, str(error))
-        pairs = self._most_pairs()
-        while True:
-            found = self._with_pairs(method, preset, checkpointing, pairs)
-            if found.fits or pairs == 1:
-                return found
-            pairs = pairs // 2
-
-    def _most_pairs(self) -> int:
-        budget = self.config.max_tokens_per_microbatch
-        if budget == "auto":
-            budget = None if self.machine.gpu else CPU_TOKENS
-        if budget is None:
-            return self.config.batch_size
-        return max(1, min(self.config.batch_size, int(budget) // self.size))
+        most = pairs_at_most(self.config, self.size, self.per_rank, self.machine.gpu)
+        engine = presets.find(preset).engine
+        pairs, found = most_pairs_that_fit(
+            self.estimator, engine, method, checkpointing, self.per_rank, most
+        )
+        candidate = self._with_pairs(method, preset, checkpointing, pairs, found)
+        return replace(candidate, cut=pairs < most)
 
     @property
     def size(self) -> int:
@@ -122,11 +117,10 @@ class Planner:
         return prompt + chosen + rejected
 
     def _with_pairs(
-        self, method: Method, preset: str, checkpointing: bool, pairs: int
+        self, method: Method, preset: str, checkpointing: bool, pairs: int, found: list[Part]
     ) -> Candidate:
         machine, engine = self.machine, presets.find(preset).engine
         micro_batches = math.ceil(self.per_rank / pairs)
-        found = self.estimator.parts(preset, pairs, micro_batches > 1, checkpointing, method)
         census = self.estimator.census(method)
         time = None
         if census.flops is not None or self.rates.tokens is not None:
@@ -136,7 +130,7 @@ class Planner:
                 engine,
                 machine.processes,
                 micro_batches,
-                self.estimator.reduces_once(preset, method),
+                self.estimator.reduces_once(engine, method),
                 self.data.work(self.config, self.global_batch),
                 checkpointing,
                 self.rates,
@@ -148,8 +142,40 @@ class Planner:
         return replace(candidate, why_not=_too_large(candidate, machine, engine.offload == "nvme"))
 
 
+def pairs_at_most(config: ORPOConfig, size: int, per_rank: int, gpu: bool) -> int:
+    """The most pairs of ``size`` tokens in a micro-batch, were there memory without end."""
+    budget = config.max_tokens_per_microbatch
+    if budget is None:
+        return config.batch_size
+    if budget == "auto":
+        budget = MOST_TOKENS if gpu else CPU_TOKENS
+        per_rank = per_rank if gpu else config.batch_size
+    return max(1, min(per_rank, int(budget) // size))
+
+
+def most_pairs_that_fit(
+    estimator: Estimator,
+    engine: Engine,
+    method: Method,
+    checkpointing: bool,
+    per_rank: int,
+    most: int,
+) -> tuple[int, list[Part]]:
+    """How many of the longest pairs fit in one micro-batch, halved until they do; and their parts.
+
+    One pair is the least, whether it fits or not. per_rank: pairs that a process has in a step.
+    """
+    pairs = most
+    while True:
+        accumulates = math.ceil(per_rank / pairs) > 1
+        found = estimator.parts(engine, pairs, accumulates, checkpointing, method)
+        if pairs == 1 or device_gib(found) <= estimator.machine.usable:
+            return pairs, found
+        pairs //= 2
+
+
 def _too_large(candidate: Candidate, machine: Machine, on_disk: bool) -> str:
-    over = candidate.device_gib - machine.memory
+    over = candidate.device_gib - machine.usable
     if over > 0:
         return f"needs {over:.1f} GiB more" + (" on each GPU" if machine.gpu else "")
     room = machine.host_memory

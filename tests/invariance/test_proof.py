@@ -154,6 +154,13 @@ def test_what_is_packed_is_right_far_beyond_the_window(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whoever_asks_may_have_gradients_off(mode: Any) -> None:
+    model = made("Llama")
+    with mode(), torch.autocast("cpu", torch.bfloat16):
+        assert make_scorer(model, "auto").packed
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_was_changed_by_hand_is_proved_itself(dtype: torch.dtype) -> None:
     model = made("Llama").to(dtype)

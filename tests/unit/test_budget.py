@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orpo_dist.batching import Plan
-from orpo_dist.budget import find_token_budget, fits_in_memory
+from orpo_dist.budget import MOST_TOKENS, find_token_budget, fits_in_memory
 from orpo_dist.types import UserError
 
 
@@ -46,13 +46,28 @@ def test_halved_until_it_fits() -> None:
     memory = Memory(plan, 150)
     budget = find_token_budget(plan, memory.fits, bool)
     assert memory.tried == [400, 200, 100]
-    assert budget == 100
+    assert budget == 90  # with a margin
 
 
 def test_one_rank_out_of_memory_halves_all() -> None:
     plan = plan_of([100] * 10)
-    answers = iter([False, True])
-    assert find_token_budget(plan, lambda pairs: True, lambda fits: next(answers)) == 200
+    answers = iter([False, True, False])  # 400, 200, and 300 between them
+    assert find_token_budget(plan, lambda pairs: True, lambda fits: next(answers)) == 180
+
+
+def test_what_lies_between_is_tried_too() -> None:
+    plan = plan_of([100] * 10)
+    memory = Memory(plan, 300)
+    assert find_token_budget(plan, memory.fits, bool) == 270
+    assert memory.tried == [400, 200, 300]
+
+
+def test_no_trial_is_larger_than_a_gpu_gains_from() -> None:
+    lengths = np.asarray([[996, 2, 2]] * 200)
+    plan = Plan(lengths, lengths[:, 1], global_batch=200, micro_batch=200)
+    memory = Memory(plan, 10**9)
+    assert find_token_budget(plan, memory.fits, bool) == MOST_TOKENS
+    assert memory.tried == [65_000]
 
 
 def test_a_pair_that_never_fits_is_named() -> None:

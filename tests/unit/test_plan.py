@@ -276,6 +276,7 @@ def test_gradients_of_large_models_do_not_wait_whole(capsys: Any, tmp_path: Path
     """70B in fp32 would take 263 GiB on every GPU, as long as a step has micro-batches to come."""
     words = ["--gpus", "64", "--max-completion-length", "512", "--gradient-checkpointing"]
     words += ["--batch-size", "4", "--gradient-accumulation", "4", "--asked-only"]
+    words += ["--max-tokens-per-microbatch", "none"]
     for model, memory, whole in (("llama-3-70b", "80", False), ("smollm2-135m", "24", True)):
         _, found = plan(
             capsys, tmp_path, "--model", str(MODELS / model), "--gpu-memory", memory, *words
@@ -311,6 +312,7 @@ def test_launch_line_and_batch_script_say_what_was_planned(capsys: Any, tmp_path
         capsys, tmp_path, "--model", str(MODELS / "llama-2-7b"), "--gpus", "16",
         "--gpu-memory", "80", "--max-completion-length", "512", "--lr", "5e-6",
         "--batch-size", "16", "--pairs", "1000", "--sbatch", str(script), "--asked-only",
+        "--max-tokens-per-microbatch", "none",
     )  # fmt: skip
     chosen = found["chosen"]
     assert chosen["pairs"] < 16  # what fits, which the line must say

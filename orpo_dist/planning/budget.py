@@ -1,0 +1,69 @@
+"""The token budget where trying is out of the question: under engines that shard weights.
+
+A trial that runs out of memory there leaves the other ranks waiting. The plan's arithmetic, with
+the micro-batch traced, says what fits; rank 0 computes it, for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+
+from orpo_dist.batching import Plan
+from orpo_dist.config import ORPOConfig
+from orpo_dist.engines import Engine
+from orpo_dist.planning.estimate import Estimator, Machine
+from orpo_dist.planning.plan import most_pairs_that_fit, pairs_at_most
+from orpo_dist.planning.skeleton import method_of
+from orpo_dist.runtime import Runtime, whole_weights
+from orpo_dist.scoring import causal_model
+
+logger = logging.getLogger("orpo_dist")
+
+
+def planned_budget(
+    model: Any, config: ORPOConfig, plan: Plan, here: Runtime, device: torch.device
+) -> int:
+    """Tokens of a micro-batch that fit on every rank, by the plan's arithmetic."""
+    hf_config = causal_model(model).config
+    budget = here.on_main(
+        lambda: _budget(hf_config, config, plan, here.engine, _machine(here, device))
+    )
+    return -here.agree_on_most(-budget)
+
+
+def _machine(here: Runtime, device: torch.device) -> Machine:
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", here.world_size))
+    return Machine(here.world_size, memory, per_machine=local)
+
+
+def _budget(
+    hf_config: Any, config: ORPOConfig, plan: Plan, engine: Engine, machine: Machine
+) -> int:
+    prompt, chosen, rejected = (int(n) for n in plan.lengths[plan.sizes.argmax()])
+    size = int(plan.sizes.max())
+    per_rank = plan.global_batch // plan.world_size
+    estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
+    most = pairs_at_most(config, size, per_rank, machine.gpu)
+    try:
+        with whole_weights():
+            pairs, _ = most_pairs_that_fit(
+                estimator, engine, method_of(config), config.gradient_checkpointing, per_rank, most
+            )
+    except Exception as error:  # an architecture that does not run without data
+        fallback = config.batch_size * size
+        logger.warning(
+            "max_tokens_per_microbatch auto: %d, batch_size pairs, as memory could not be planned "
+            "(%s: %s); set it to fill the GPU",
+            fallback, type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip
+        return fallback
+    logger.info(
+        "max_tokens_per_microbatch auto: %d under %s, by the arithmetic of 'orpo-dist plan'",
+        pairs * size, engine,
+    )  # fmt: skip
+    return pairs * size
