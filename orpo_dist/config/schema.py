@@ -102,7 +102,7 @@ class ORPOConfig(BaseModel):
     # --- optimisation
     epochs: float = setting("optimisation", 3, "passes over the data", gt=0)
     max_steps: int | None = setting("optimisation", None, "stop after this many optimizer steps; overrides epochs", ge=1)
-    batch_size: int = setting("optimisation", 4, "most pairs per device and micro-batch", ge=1)
+    batch_size: int = setting("optimisation", 4, "pairs per device and micro-batch where no token budget decides (max_tokens_per_microbatch none, and auto on a CPU); else only a factor of the step: batch_size × gradient_accumulation pairs a process", ge=1)
     gradient_accumulation: int = setting("optimisation", 4, "micro-batches per optimizer step (more where the token budget asks for it)", ge=1)
     global_batch_size: int | None = setting("optimisation", None, "pairs per optimizer step over all processes, so that training stays the same on any number of them; overrides gradient_accumulation", ge=1)
     lr: float = setting("optimisation", 5e-5, "peak learning rate", gt=0)
@@ -117,7 +117,7 @@ class ORPOConfig(BaseModel):
     # --- memory and precision
     mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
     attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
-    max_tokens_per_microbatch: int | Literal["auto"] | None = setting("memory", "auto", "cut micro-batches further so that none holds more tokens (a longer pair stands alone); changes memory and speed, never the loss; auto: what fits, tried at the start; none: no limit")
+    max_tokens_per_microbatch: int | Literal["auto"] | None = setting("memory", "auto", "fill micro-batches with up to so many tokens, whatever batch_size says (a longer pair stands alone); changes memory and speed, never the loss; auto: what fits, tried at the start on a GPU, planned where weights are sharded, 512 on a CPU; none: batch_size pairs")
     gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
     quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
 

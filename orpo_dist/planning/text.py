@@ -26,7 +26,7 @@ def heading(planner: Planner) -> str:
         f"{estimator.precision.replace('none', 'fp32')} | {where}",
         f"longest pair {prompt} + {chosen} + {rejected} = {planner.size:,} tokens in memory "
         f"({data.source}) | a step: {planner.global_batch} pairs, "
-        f"{planner.per_rank} per process, at most {planner.config.batch_size} at once",
+        f"{planner.per_rank} per process",
     ])  # fmt: skip
 
 
