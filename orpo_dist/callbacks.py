@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
 from orpo_dist.advice import advise
 from orpo_dist.folder import read_metrics
@@ -83,11 +83,20 @@ class AdviceLines(TrainerCallback):
             self._said.add((advice.stage, advice.rule))
 
 
-def tensorboard(folder: Path) -> TensorBoardCallback:
-    """TensorBoard events under ``folder``; the writer opens when the first value comes."""
+def tensorboard(folder: Path) -> list[TensorBoardCallback]:
+    """TensorBoard events under ``folder``; the writer opens when the first value comes.
+
+    None, and a word about it, where tensorboard is not installed.
+    """
+    if not is_tensorboard_available():
+        logger.warning(
+            "log tensorboard: tensorboard is not installed, so the values stand in metrics.jsonl "
+            "alone; pip install tensorboard, or --log none"
+        )
+        return []
     callback = TensorBoardCallback()
     callback.logging_dir = str(folder)
-    return callback
+    return [callback]
 
 
 class ProgressLine(ProgressCallback):

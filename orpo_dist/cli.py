@@ -18,6 +18,9 @@ from orpo_dist.types import TemporaryFailure, UserError
 if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig
 
+# Packages that only some of what can be asked for needs; imported there and nowhere else.
+OPTIONAL = ("datasets", "matplotlib", "peft", "psutil", "pyarrow", "scipy")
+
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 
 
@@ -119,6 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            crash(error)
+            return EXIT_CRASH
+        say(f"error: this needs {error.name}, which is not installed: pip install {error.name}")
+        return EXIT_USER_ERROR
     except Exception as error:
         crash(error)
         return EXIT_CRASH

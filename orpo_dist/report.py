@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
         subtitle=_subtitle(state, _settings(config)),
         tiles=_tiles(log),
         advice=_advice(log, training_data(data)),
-        curves=curves_svg(log) if log else "<p>Nothing was logged.</p>",
+        curves=_curves(log),
         categories=_categories(log),
         data="".join(
             _data_table(name, part) for name, part in data.items() if isinstance(part, dict)
@@ -65,6 +65,17 @@ def write_report(folder: Path) -> Path:
     )
     run.report.write_text(page, encoding="utf-8")
     return run.report
+
+
+def _curves(log: list[dict[str, Any]]) -> str:
+    if not log:
+        return "<p>Nothing was logged.</p>"
+    try:
+        return curves_svg(log)
+    except ModuleNotFoundError as error:  # the run is worth more than its picture
+        if error.name != "matplotlib":
+            raise
+        return "<p>No curves: matplotlib is not installed. Install it and run orpo-dist report.</p>"
 
 
 def _settings(config: str) -> dict[str, Any]:

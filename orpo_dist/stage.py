@@ -234,7 +234,7 @@ def _callbacks(
         lines = MetricsFile(folder.metrics, place.number, place.first_step)
     found: list[Any] = [lines, AdviceLines(folder.metrics, data), stop]
     if "tensorboard" in loggers(config):
-        found.append(tensorboard(folder.tensorboard))
+        found += tensorboard(folder.tensorboard)
     if config.early_stopping_patience:
         found.append(
             EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
