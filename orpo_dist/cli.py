@@ -113,24 +113,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_USER_ERROR
         _refuse_unknown(unknown)
         return int(_function(COMMANDS[options.command].run)(options))
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say what went wrong; returns the exit code that goes with it."""
+    code = EXIT_USER_ERROR
+    if isinstance(error, UserError):
         say(f"error: {error}")
-        return EXIT_USER_ERROR
-    except TemporaryFailure as error:
+    elif isinstance(error, TemporaryFailure):
         say(f"failed for now: {error}")
-        return EXIT_TEMPORARY
-    except KeyboardInterrupt:
+        code = EXIT_TEMPORARY
+    elif isinstance(error, KeyboardInterrupt):
         say("interrupted")
-        return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        if error.name not in OPTIONAL:
-            crash(error)
-            return EXIT_CRASH
+        code = EXIT_INTERRUPTED
+    elif isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
         say(f"error: this needs {error.name}, which is not installed: pip install {error.name}")
-        return EXIT_USER_ERROR
-    except Exception as error:
+    else:
         crash(error)
-        return EXIT_CRASH
+        code = EXIT_CRASH
+    return code
 
 
 def _function(place: str) -> Callable[..., Any]:
