@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -55,11 +54,13 @@ class EngineTrainer(Trainer):
 
     def _may_wait_with_gradients(self, model: Any) -> bool:
         """Whether the engine reduces gradients once a step; the same on every rank."""
+        engine = self.runtime.engine
+        if engine.name != "fsdp2":
+            return reduces_once(engine, 0, 0.0)
         trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
         memory = device_memory(self.args.device)
-        engine = self.runtime.engine
         once = not self.runtime.agree_on_most(not reduces_once(engine, trains, memory))
-        if engine.name == "fsdp2" and not once:
+        if not once:
             logger.info(
                 "fsdp2: reduces gradients with every micro-batch, as whole ones would take %.1f "
                 "of %.1f GiB on every rank", 4 * trains / 2**30, memory / 2**30,
@@ -156,6 +157,8 @@ def device_memory(device: torch.device) -> int:
     """Bytes of this process's device; of a CPU, this process's share of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
     return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
