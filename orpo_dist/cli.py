@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -110,22 +111,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return EXIT_USER_ERROR
         _refuse_unknown(unknown)
-        return int(_function(COMMANDS[options.command].run)(options))
+        with _missing_packages_named():
+            return int(_function(COMMANDS[options.command].run)(options))
     except UserError as error:
         say(f"error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        if error.name not in OPTIONAL:
-            crash(error)
-            return EXIT_CRASH
-        say(f"error: this needs {error.name}, which is not installed: pip install {error.name}")
-        return EXIT_USER_ERROR
     except Exception as error:
         crash(error)
         return EXIT_CRASH
+
+
+@contextlib.contextmanager
+def _missing_packages_named() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        raise UserError(
+            f"this needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
 
 
 def _function(place: str) -> Callable[..., Any]:
