@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 CUDA_TORCH ?= .cuda-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fake-cuda check format
+.PHONY: help install demo test test-slow test-fake-cuda gpu check format
 
 help:
 	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
 	@echo "make test     set up, check and run the tests"
 	@echo "make test-fake-cuda  the CUDA branch without a GPU (Linux on x86-64; fetches 5 GB once)"
+	@echo "make gpu      what holds on this machine's NVIDIA GPU, in one table (under 10 minutes)"
 	@echo "make check    formatting, lint, types and import contracts"
 	@echo "make install  set up $(VENV) only"
 
@@ -45,6 +46,9 @@ test-fake-cuda: $(INSTALLED) $(CUDA_TORCH)/torch
 $(CUDA_TORCH)/torch: | $(INSTALLED)
 	@echo "== a CUDA build of torch into $(CUDA_TORCH) (once; 5 GB)"
 	$(BIN)/python -m pip install --quiet --no-cache-dir --target $(CUDA_TORCH) torch==2.11.0
+
+gpu: # installs nothing; PYTHON=... is one that has torch and transformers
+	$(PYTHON) -m benchmarks.gpu --json gpu.json
 
 check: $(INSTALLED)
 	@echo "== formatting, lint, types, import contracts"

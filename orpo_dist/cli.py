@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -112,28 +113,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return EXIT_USER_ERROR
         _refuse_unknown(unknown)
-        return int(_function(COMMANDS[options.command].run)(options))
-    except (Exception, KeyboardInterrupt) as error:
-        return _told(error)
-
-
-def _told(error: BaseException) -> int:
-    """Say what went wrong; returns the exit code that goes with it."""
-    code = EXIT_USER_ERROR
-    if isinstance(error, UserError):
+        with _missing_packages_named():
+            return int(_function(COMMANDS[options.command].run)(options))
+    except UserError as error:
         say(f"error: {error}")
-    elif isinstance(error, TemporaryFailure):
+        return EXIT_USER_ERROR
+    except TemporaryFailure as error:
         say(f"failed for now: {error}")
-        code = EXIT_TEMPORARY
-    elif isinstance(error, KeyboardInterrupt):
+        return EXIT_TEMPORARY
+    except KeyboardInterrupt:
         say("interrupted")
-        code = EXIT_INTERRUPTED
-    elif isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
-        say(f"error: this needs {error.name}, which is not installed: pip install {error.name}")
-    else:
+        return EXIT_INTERRUPTED
+    except Exception as error:
         crash(error)
-        code = EXIT_CRASH
-    return code
+        return EXIT_CRASH
+
+
+@contextlib.contextmanager
+def _missing_packages_named() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        raise UserError(
+            f"this needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
 
 
 def _function(place: str) -> Callable[..., Any]:

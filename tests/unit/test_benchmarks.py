@@ -40,15 +40,6 @@ def test_step_beside_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert rows["packed:4:300"]["evaluation"] > 0
 
 
-def test_gpu_benchmark_on_a_tiny_shape(tmp_path: Path) -> None:
-    found = benchmark(
-        "gpu.py", tmp_path / "out.json", "--shape", "tiny", "--device", "cpu", "--repeats", "1",
-        "--pairs", "4", "--batches", "1", "--contenders", "packed:4", "trl:4",
-    )  # fmt: skip
-    assert found["packed:4"]["loss"] == pytest.approx(found["trl:4"]["loss"], abs=0.05)
-    assert found["packed:4"]["mfu"] is None  # no data sheet for this device
-
-
 def test_plan_at_scale(tokenizer_dir: Path, tmp_path: Path) -> None:
     rows = benchmark(
         "plan.py", tmp_path / "out.json", "--tokenizer", str(tokenizer_dir), "--ranks", "8",
