@@ -117,6 +117,11 @@ def _takes_enable_gqa(kernel: Any) -> bool:
     return "enable_gqa" in inspect.signature(kernel).parameters
 
 
+def _widened(heads: Tensor, width: int) -> Tensor:
+    missing = width - heads.shape[-1]
+    return F.pad(heads, (0, missing)) if missing else heads  # padding by nothing would copy
+
+
 def varlen_attention(
     query: Tensor,
     key: Tensor,
@@ -135,7 +140,7 @@ def varlen_attention(
     # The kernel knows one head size for all, a multiple of 8; zeros change neither scores nor sums.
     width = -(-max(query.shape[-1], value.shape[-1]) // 8) * 8
     queries, keys, values = (
-        F.pad(x[0].transpose(0, 1).to(dtype), (0, width - x.shape[-1])) for x in (query, key, value)
+        _widened(x[0].transpose(0, 1).to(dtype), width) for x in (query, key, value)
     )
     grouped: dict[str, Any] = {}
     if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
@@ -152,4 +157,4 @@ def varlen_attention(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         **grouped,
     )
-    return output[None, ..., : value.shape[-1]]
+    return output[None] if width == value.shape[-1] else output[None, ..., : value.shape[-1]]

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
+from orpo_dist import parcel
 from orpo_dist.config import ORPOConfig
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.objective import orpo_loss
@@ -119,8 +120,24 @@ def measure(**case: Any) -> dict[str, Any]:
     }
 
 
+def each_buffer_once(carry: Any) -> Any:
+    """As in ``parcel``, which cannot make a fake tensor of a real storage: an empty one instead."""
+    carried: dict[int, Any] = {}
+
+    def move(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in carried:
+            carried[storage._cdata] = carry(torch.empty(storage.nbytes(), dtype=torch.uint8))
+        place = int(tensor.storage_offset()) * tensor.element_size()
+        return parcel._view(carried[storage._cdata], place, tensor.dtype, tensor.shape)
+
+    return move
+
+
 def main() -> None:
     with (
+        mock.patch.object(parcel, "_each_buffer_once", each_buffer_once),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(FakeTensorMode, "avoid_device_init", True),
         mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True),
