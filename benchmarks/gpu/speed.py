@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.gpu.lines import Case, Found, Options
 from benchmarks.gpu.material import adapted, autocast, llama, pairs_of, wait
+from benchmarks.step import ALPHA, trl_share
 
 WARM, TIMED = 2, 3
 BESIDE = 4096  # tokens of the step that is timed beside others
@@ -74,14 +75,12 @@ def ours(options: Options, shape: str, lora: bool, size: int, checkpointing: boo
     def share(pairs: list[Any]) -> torch.Tensor:
         with autocast(options):
             scores = scorer.score(policy, scorer.collate(pairs).to(options.device))
-        return orpo_loss(scores, 0.1)[0]
+        return orpo_loss(scores, ALPHA)[0]
 
     return measured(options, model, policy, size, lambda pairs: [(pairs, 1.0)], share)
 
 
 def trl(options: Options, size: int, micro: int, liger: bool) -> Found:
-    from benchmarks.step import trl_share
-
     _free()
     model = llama(options, "1B", torch.float32).train()
     step = trl_share(model, word_tokenizer(model.config.vocab_size), liger)
