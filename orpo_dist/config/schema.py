@@ -14,6 +14,9 @@ from orpo_dist.config.checks import contradictions, stage_values
 from orpo_dist.config.names import ALIASES, explain_unknown
 
 Strategy = Literal["no", "steps", "epoch"]
+DataFormat = Literal[
+    "auto", "pairs", "orca", "alpaca", "sharegpt", "ultrafeedback", "argilla", "hh", "ranked"
+]
 
 # Settings of TrainingArguments that this toolkit owns: setting them twice would be a contradiction.
 OWNED_TRAINER_ARGS = {
@@ -76,6 +79,10 @@ class ORPOConfig(BaseModel):
     prompt_text_column: str = setting("data", "prompt", "column of the prompt")
     text_column: str = setting("data", "chosen", "column of the preferred answer")
     rejected_text_column: str = setting("data", "rejected", "column of the answer to avoid")
+    system_column: str | None = setting("data", None, "column of a system message that goes before the prompt")
+    tools_column: str = setting("data", "tools", "column of the tools that the chat template describes to the model, where there is one")
+    data_format: DataFormat = setting("data", "auto", "what the columns are called and mean: auto looks at the columns and says what it takes them for")
+    implicit_prompt: bool = setting("data", False, "take what both answers begin with as the prompt, where plain texts have no prompt column")
     category_column: str = setting("data", "category", "column that groups pairs in evaluations, where there is one")
     strict_data: bool = setting("data", False, "fail on the first unusable row instead of skipping and counting")
     chat_template: str | None = setting("data", None, "a Jinja file or text to use as chat template; 'none' leaves plain strings as they are; default: the tokenizer's own")

@@ -61,6 +61,10 @@ class Columns:
     rejected: str = "rejected"
     category: str = "category"
     difficulty: str | None = None  # None: rows need none
+    system: str | None = None
+    tools: str | None = "tools"
+    data_format: str = "auto"
+    implicit_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ def columns_of(config: ORPOConfig, training: bool = False) -> Columns:
         config.rejected_text_column,
         config.category_column,
         config.difficulty_column if training and config.curriculum == "difficulty" else None,
+        config.system_column,
+        config.tools_column,
+        config.data_format,
+        config.implicit_prompt,
     )
 
 
