@@ -22,7 +22,7 @@ from orpo_dist.data import (
     prepare,
     template_text,
 )
-from orpo_dist.data.report import skip_sentence, truncation_sentences
+from orpo_dist.data.report import note_sentence, skip_sentence, truncation_sentences
 from orpo_dist.folder import RunFolder, read_json, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
@@ -198,6 +198,8 @@ def _report_data(
     skipped = {}
     for name, report in reports.items():
         if sentence := skip_sentence(report):
+            logger.warning("%s data: %s", name, sentence)
+        if sentence := note_sentence(report):
             logger.warning("%s data: %s", name, sentence)
         for loud, sentence in truncation_sentences(report):
             logger.log(logging.WARNING if loud else logging.INFO, "%s data: %s", name, sentence)

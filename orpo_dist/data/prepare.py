@@ -25,7 +25,7 @@ from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
-FORMAT = 2  # raise when tokenisation or the cache layout changes
+FORMAT = 3  # raise when tokenisation or the cache layout changes
 BATCH = 256  # rows tokenised at a time
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from orpo_dist.data.encode import Encoded, Limits
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data.rows import NOTES, REASONS
 
 FIRST_OFFENDERS = 5
 LOUD_SHARE = 0.25  # cutting more than a quarter of all prompts or answers is worth a warning
@@ -20,19 +20,19 @@ class DataReport:
         self.limits = limits
         self.sources: list[dict[str, Any]] = []
         self.skipped: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, dict[str, Any]] = {}
         self.full_lengths: list[tuple[int, int, int]] = []
-        self.kept_tokens = 0
 
     def start_source(self, path: str) -> None:
         self.sources.append({"path": path, "rows": 0, "pairs": 0})
 
     def skip(self, origin: str, reason: str) -> None:
-        entry = self.skipped.setdefault(
-            reason, {"count": 0, "meaning": REASONS[reason], "first": []}
-        )
-        entry["count"] += 1
-        if len(entry["first"]) < FIRST_OFFENDERS:
-            entry["first"].append(origin)
+        """Count a row that is left out; reason: a key of ``REASONS``."""
+        _count(self.skipped, reason, REASONS[reason], origin)
+
+    def note(self, origin: str, note: str) -> None:
+        """Count a row that is used, and worth a word; note: a key of ``NOTES``."""
+        _count(self.notes, note, NOTES[note], origin)
 
     def keep(self, pair: Encoded) -> None:
         self.sources[-1]["pairs"] += 1
@@ -48,6 +48,7 @@ class DataReport:
             "pairs": len(full),
             "sources": self.sources,
             "skipped": self.skipped,
+            "notes": self.notes,
             "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
             "tokens_kept": int(lengths.sum()),
             "truncated": {
@@ -62,6 +63,13 @@ class DataReport:
             "categories": categories,
             "category_names": list(categories),
         }
+
+
+def _count(entries: dict[str, dict[str, Any]], key: str, meaning: str, origin: str) -> None:
+    entry = entries.setdefault(key, {"count": 0, "meaning": meaning, "first": []})
+    entry["count"] += 1
+    if len(entry["first"]) < FIRST_OFFENDERS:
+        entry["first"].append(origin)
 
 
 def _summary(lengths: np.ndarray) -> dict[str, int]:
@@ -84,6 +92,14 @@ def skip_sentence(report: dict[str, Any]) -> str:
         for entry in sorted(report["skipped"].values(), key=lambda entry: -entry["count"])
     )
     return f"skipped {total} of {report['rows']} rows: {reasons}"
+
+
+def note_sentence(report: dict[str, Any]) -> str:
+    """What is worth knowing about the rows that are used, in one line, or an empty string."""
+    return "; ".join(
+        f"{entry['count']} × {entry['meaning']} (first: {entry['first'][0]})"
+        for entry in report["notes"].values()
+    )
 
 
 def truncation_sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:

@@ -33,6 +33,9 @@ REASONS = {
     "over_length": "no room for prompt and answer within the length limits",
 }
 
+# What is worth knowing about rows that are used, in words for the data report.
+NOTES: dict[str, str] = {}
+
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
