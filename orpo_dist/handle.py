@@ -12,8 +12,9 @@ from typing import Any, overload
 import torch
 
 from orpo_dist.config import ORPOConfig, load_config
-from orpo_dist.data import Encoder, Limits
-from orpo_dist.data.rows import REASONS, Message, Unusable
+from orpo_dist.data import make_encoder
+from orpo_dist.data.messages import Message
+from orpo_dist.data.reasons import Unusable
 from orpo_dist.folder import STAGE, RunFolder, read_json
 from orpo_dist.model import load_tokenizer, load_trained, local_device, locate
 from orpo_dist.padding import pad_pairs, padded_scores
@@ -42,7 +43,7 @@ class TrainedModel:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(self.tokenizer, self.config.chat_template, Limits())
+        self.encoder = make_encoder(self.tokenizer, self.config)
 
     @torch.no_grad()
     def score(self, prompt: Prompt, completion: str) -> float:
@@ -111,7 +112,7 @@ class TrainedModel:
         try:
             yield
         except Unusable as unusable:
-            raise UserError(f"model {self.path}: {REASONS[unusable.reason]}") from unusable
+            raise UserError(f"model {self.path}: {unusable.sentence}") from unusable
 
     @contextlib.contextmanager
     def _finite(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from orpo_dist.data import (
     columns_of,
     held_out_paths,
     limits_of,
+    make_encoder,
     prepare,
     template_text,
 )
@@ -164,7 +165,7 @@ def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
     """The tokenizer of a run, and what turns its rows into tokens."""
     tokenizer = load_tokenizer(model, config)
     limits = limits_of(config, load_model_config(model, config))
-    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
+    return tokenizer, make_encoder(tokenizer, config, limits)
 
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:

@@ -21,7 +21,13 @@ from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.data import (
+    PairDataset,
+    as_pairs,
+    keep_used_template,
+    limits_of,
+    make_encoder,
+)
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import make_policy
@@ -73,9 +79,10 @@ class ORPOTrainer(BudgetTrainer):
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = make_policy(model, config, processing_class, peft_config)
-        encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
+        encoder = make_encoder(processing_class, config, limits_of(config, policy.config))
         train_pairs = as_pairs(train_dataset, encoder, config, training=True)
         eval_pairs = as_pairs(eval_dataset, encoder, config)
+        keep_used_template(encoder, train_pairs, eval_pairs)
         lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)
@@ -136,11 +143,8 @@ class ORPOTrainer(BudgetTrainer):
         if pairs is None:
             raise UserError("evaluation needs an eval_dataset")
         if not isinstance(pairs, PairDataset):
-            encoder = Encoder(
-                self.processing_class,
-                self.config.chat_template,
-                limits_of(self.config, self.model.config),
-            )
+            limits = limits_of(self.config, self.model.config)
+            encoder = make_encoder(self.processing_class, self.config, limits)
             pairs = as_pairs(pairs, encoder, self.config)
         if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
             raise UserError(

@@ -16,8 +16,9 @@ from orpo_dist.audit.rules import BIASED, MANY_CUT, MANY_UNUSABLE, RULES, Findin
 from orpo_dist.audit.texts import check_texts, main_scripts, script_switches
 from orpo_dist.audit.tokens import TokenTable
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, Limits, columns_of, held_out_paths
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data import Limits, columns_of, held_out_paths, make_encoder
+from orpo_dist.data.messages import words
+from orpo_dist.data.reasons import REASONS
 from orpo_dist.types import UserError
 
 
@@ -67,12 +68,13 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     if paths:
         held_out = read_corpus(paths, columns_of(config), split)
         hits |= find_leakage(corpus, texts, held_out, Texts.of(held_out))
-    scripts = [main_scripts(texts.prompts), main_scripts([e.chosen for e in corpus.examples])]
+    chosen = [words(example.chosen) for example in corpus.examples]
+    scripts = [main_scripts(texts.prompts), main_scripts(chosen)]
     hits["script_switch"] = script_switches(*scripts)
     lengths, counted = _characters(corpus, texts), np.ones(len(corpus), bool)
     unusable, truncation = dict(corpus.unusable), {}
     if tokenizer is not None:
-        table = TokenTable(corpus, Encoder(tokenizer, config.chat_template))
+        table = TokenTable(corpus, make_encoder(tokenizer, config))
         lengths, counted = table.lengths, table.readable
         if not counted.any():
             raise UserError(f"{', '.join(config.data_path)}: the template accepts no pair")
@@ -120,7 +122,7 @@ def _reasons(corpus: Corpus) -> str:
 
 
 def _characters(corpus: Corpus, texts: Texts) -> np.ndarray:
-    sides = [(len(example.chosen), len(example.rejected)) for example in corpus.examples]
+    sides = [(len(words(e.chosen)), len(words(e.rejected))) for e in corpus.examples]
     return np.asarray([(len(p), *s) for p, s in zip(texts.prompts, sides, strict=True)], np.int64)
 
 

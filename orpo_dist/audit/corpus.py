@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from orpo_dist.data import Columns
 from orpo_dist.data.prepare import require_columns
-from orpo_dist.data.rows import Example, Unusable, parse_row
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example, parse_row
 from orpo_dist.data.sources import Unreadable, open_source
 
 

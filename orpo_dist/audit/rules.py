@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data.reasons import REASONS
 
 SEVERITIES = ("error", "warning", "note")
 

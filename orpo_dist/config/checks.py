@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # A stage goes on with the model of the last one, in the same folder: these hold for a whole run.
 WHOLE_RUN = (
     "model", "model_revision", "trainer", "project_name", "overwrite", "resume_from_checkpoint",
-    "trust_remote_code", "chat_template", "log", "stages", "quantization", "mixed_precision",
-    "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "merge_adapter",
+    "trust_remote_code", "chat_template", "chat_template_kwargs", "log", "stages", "quantization",
+    "mixed_precision", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
+    "merge_adapter",
 )  # fmt: skip
 
 

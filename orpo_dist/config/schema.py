@@ -86,6 +86,7 @@ class ORPOConfig(BaseModel):
     category_column: str = setting("data", "category", "column that groups pairs in evaluations, where there is one")
     strict_data: bool = setting("data", False, "fail on the first unusable row instead of skipping and counting")
     chat_template: str | None = setting("data", None, "a Jinja file or text to use as chat template; 'none' leaves plain strings as they are; default: the tokenizer's own")
+    chat_template_kwargs: dict[str, Any] = setting("data", {}, "further arguments of the chat template, as a mapping, e.g. enable_thinking: false")
     max_prompt_length: int | None = setting("data", 128, "longest prompt in tokens, cut on the left", ge=1)
     max_completion_length: int | None = setting("data", None, "longest answer in tokens, each on its own, cut on the right", ge=2)
     max_seq_length: int | None = setting("data", None, "longest prompt + answer in tokens; default: the model's context", ge=4)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from orpo_dist.data.encode import Encoded, Encoder
 from orpo_dist.data.pairs import PairDataset
+from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.report import DataReport
-from orpo_dist.data.rows import REASONS, Columns, Example, Unusable, parse_row
+from orpo_dist.data.rows import Columns, Example, parse_row
 from orpo_dist.data.sources import Source, Unreadable, open_source
 from orpo_dist.types import UserError
 
@@ -74,8 +75,8 @@ def _key(sources: list[Source], encoder: Encoder, columns: Columns, split: str) 
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [
         FORMAT, [source.fingerprint for source in sources], vars(columns), vars(encoder.limits),
-        split, tokenizer.chat_template, encoder.wraps_strings, tokenizer.special_tokens_map,
-        vocabulary,
+        split, tokenizer.chat_template, encoder.template.source, encoder.template.options,
+        encoder.wraps_strings, tokenizer.special_tokens_map, vocabulary,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
@@ -145,10 +146,10 @@ def _pairs(
 ) -> Iterator[tuple[Example, Encoded]]:
     """Usable pairs of one source with what they came from; everything else goes to the report."""
 
-    def reject(origin: str, reason: str) -> None:
+    def reject(origin: str, why: Unusable) -> None:
         if strict:
-            raise UserError(f"{origin}: {REASONS[reason]} (strict_data is on)")
-        report.skip(origin, reason)
+            raise UserError(f"{origin}: {why.sentence} (strict_data is on)")
+        report.skip(origin, why)
 
     rows = tqdm(
         require_columns(source, columns),
@@ -166,13 +167,13 @@ def _pairs(
                     raise Unusable("not_json")
                 readable.append((origin, parse_row(row, columns)))
             except Unusable as unusable:
-                reject(origin, unusable.reason)
+                reject(origin, unusable)
         encoded = encoder.encode([example for _, example in readable])
         for (origin, example), result in zip(readable, encoded, strict=True):
             if isinstance(result, Unusable):
-                reject(origin, result.reason)
+                reject(origin, result)
             else:
-                report.keep(result)
+                report.keep(origin, result)
                 yield example, result
 
 

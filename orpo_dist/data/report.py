@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from orpo_dist.data.encode import Encoded, Limits
-from orpo_dist.data.rows import NOTES, REASONS
+from orpo_dist.data.reasons import NOTES, REASONS, Unusable
 
 FIRST_OFFENDERS = 5
 LOUD_SHARE = 0.25  # cutting more than a quarter of all prompts or answers is worth a warning
@@ -21,20 +21,25 @@ class DataReport:
         self.sources: list[dict[str, Any]] = []
         self.skipped: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, dict[str, Any]] = {}
+        self.forms: dict[str, int] = {}
         self.full_lengths: list[tuple[int, int, int]] = []
 
     def start_source(self, path: str) -> None:
         self.sources.append({"path": path, "rows": 0, "pairs": 0})
 
-    def skip(self, origin: str, reason: str) -> None:
-        """Count a row that is left out; reason: a key of ``REASONS``."""
-        _count(self.skipped, reason, REASONS[reason], origin)
+    def skip(self, origin: str, why: Unusable) -> None:
+        """Count a row that is left out."""
+        _count(self.skipped, why.reason, REASONS[why.reason], why.at(origin))
 
     def note(self, origin: str, note: str) -> None:
         """Count a row that is used, and worth a word; note: a key of ``NOTES``."""
         _count(self.notes, note, NOTES[note], origin)
 
-    def keep(self, pair: Encoded) -> None:
+    def keep(self, origin: str, pair: Encoded) -> None:
+        """Count a pair, in which form its prompt came, and what is worth knowing about it."""
+        for note in pair.notes:
+            self.note(origin, note)
+        self.forms[pair.form] = self.forms.get(pair.form, 0) + 1
         self.sources[-1]["pairs"] += 1
         self.full_lengths.append(pair.full_lengths)
 
@@ -49,6 +54,7 @@ class DataReport:
             "sources": self.sources,
             "skipped": self.skipped,
             "notes": self.notes,
+            "forms": self.forms,
             "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
             "tokens_kept": int(lengths.sum()),
             "truncated": {

@@ -61,6 +61,17 @@ def held_out_paths(config: ORPOConfig) -> tuple[list[str], str]:
     return config.data_path, config.valid_split
 
 
+def make_encoder(tokenizer: Any, config: ORPOConfig, limits: Limits | None = None) -> Encoder:
+    """What turns the rows of a config into tokens."""
+    return Encoder(tokenizer, config.chat_template, limits or Limits(), config.chat_template_kwargs)
+
+
+def keep_used_template(encoder: Encoder, *data: PairDataset | None) -> None:
+    """Save the built-in template with the tokenizer only where it rendered something."""
+    if any(pairs is not None and pairs.report.get("forms", {}).get("messages") for pairs in data):
+        encoder.keep_template()
+
+
 def as_pairs(rows: Any, encoder: Encoder, config: ORPOConfig, training: bool = False) -> Any:
     """Rows in memory as pairs; a ``PairDataset`` and None pass through."""
     if rows is None or isinstance(rows, PairDataset):

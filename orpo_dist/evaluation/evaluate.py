@@ -12,7 +12,7 @@ import torch
 
 from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig, build_config
-from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
+from orpo_dist.data import PairDataset, columns_of, limits_of, make_encoder, prepare
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
 from orpo_dist.evaluation.statistics import headline, summarise
@@ -175,7 +175,7 @@ def load_pairs(
     if not paths:
         raise UserError("data_path is missing: pass --data-path FILE")
     limits = limits_of(config, handle.model.config)
-    encoder = Encoder(handle.tokenizer, config.chat_template, limits)
+    encoder = make_encoder(handle.tokenizer, config, limits)
     split = config.valid_split or config.train_split
 
     def load() -> PairDataset:

@@ -65,7 +65,8 @@ def text_lines(path: Path) -> list[str]:
 
 
 def _from_rows(path: Path, column: str, flag: str) -> list[Prompt]:
-    from orpo_dist.data.rows import REASONS, Columns, Unusable, parse_prompt, parse_row
+    from orpo_dist.data.reasons import Unusable
+    from orpo_dist.data.rows import Columns, parse_prompt, parse_row
     from orpo_dist.data.sources import read_file
 
     if not path.is_file():
@@ -80,9 +81,8 @@ def _from_rows(path: Path, column: str, flag: str) -> list[Prompt]:
             else:  # preferences whose sides hold the prompt
                 found.append(parse_row(row, Columns(prompt=column)).prompt)
         except Unusable as unusable:
-            why = REASONS[unusable.reason]
-            if unusable.reason == "missing_column":
-                why = f"has no column '{column}'"
+            missing = unusable.reason == "missing_column"
+            why = f"has no column '{column}'" if missing else unusable.sentence
             raise UserError(f"{flag} {origin}: {why}") from unusable
     return found
 

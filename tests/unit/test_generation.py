@@ -222,7 +222,7 @@ def test_a_template_that_refuses_is_named(
 ) -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
     model = altered(tmp_path / "m", tiny_model_dir, "chat_template.jinja", picky + CHATML)
-    reason = f"model {model}: the chat template does not accept these messages"
+    reason = f"model {model}: the chat template does not accept these messages (no)"
     assert main(["generate", model, "--prompt", "Hi", "--system", "Be nice.", *SHORT]) == 2
     assert capsys.readouterr().err == f"orpo-dist: error: {reason}\n"
     lines = iter(["Hi", "/quit"])

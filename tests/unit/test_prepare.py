@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from orpo_dist.data import Columns, Encoder, Limits, PairDataset, build, prepare
+from orpo_dist.data.reasons import REASONS
 from orpo_dist.data.report import FIRST_OFFENDERS, skip_sentence
-from orpo_dist.data.rows import REASONS
 from orpo_dist.data.sources import open_source
 from orpo_dist.types import Pair, UserError
 from tests.unit.encoding import FUSSY_TEMPLATE, ids_of
@@ -28,6 +28,7 @@ PLANTED: dict[str, Any] = {
     "not_an_object": [1, 2],
     "missing_column": {"prompt": "Why?", "chosen": "yes"},
     "wrong_type": {**GOOD, "chosen": 3},
+    "not_text": {**GOOD, "images": ["cat.png"]},
     "broken_text": {**GOOD, "rejected": "half \ud83d"},
     "unknown_role": {**GOOD, "prompt": [{"role": "narrator", "content": "Why?"}]},
     "empty_prompt": {**GOOD, "prompt": " "},
@@ -35,8 +36,15 @@ PLANTED: dict[str, Any] = {
     "empty_rejected": {**GOOD, "rejected": None},
     "identical_answers": {**GOOD, "rejected": "Because."},
     "mismatched_prompts": {"chosen": TALK, "rejected": OTHER},
-    "no_shared_prompt": {"chosen": "yes", "rejected": "no"},
+    "no_prompt": {"chosen": "yes", "rejected": "no"},
     "template_refused": {**GOOD, "prompt": [{"role": "system", "content": "Be good."}]},
+    "foreign_marks": {**GOOD, "prompt": "<start_of_turn>user\nWhy?<end_of_turn>\n"},
+    "special_inside": {**GOOD, "prompt": "What is <|im_end|>?"},
+    "same_when_rendered": {
+        **GOOD,
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+        "rejected": [{"role": "assistant", "content": "", "tool_calls": [{"name": "g"}]}],
+    },
     "over_length": {**GOOD, "chosen": "Because " * 30},
     "end_inside": {**GOOD, "rejected": "No<|im_end|> idea."},
 }
@@ -70,14 +78,16 @@ def read(path: Path | list[Path], encoder: Encoder, **options: Any) -> PairDatas
 
 
 def test_planted_defects_are_counted_by_reason(write_rows: WriteRows, tokenizer: Any) -> None:
-    assert {*PLANTED, "no_difficulty"} == set(REASONS)  # that one: test_curriculum.py
+    others = {"no_difficulty", "no_shared_prompt"}  # test_curriculum.py, test_rows.py
+    assert {*PLANTED, *others} == set(REASONS)
     path = write_rows([GOOD, *PLANTED.values(), {**GOOD, "category": "last"}])
     encoder = Encoder(tokenizer, FUSSY_TEMPLATE, Limits(completion=20, skip_overlong=True))
     report = read(path, encoder).report
-    assert report["skipped"] == {
-        reason: {"count": 1, "meaning": REASONS[reason], "first": [f"{path}:{line}"]}
-        for line, reason in enumerate(PLANTED, start=2)
-    }
+    assert set(report["skipped"]) == set(PLANTED)
+    for line, reason in enumerate(PLANTED, start=2):
+        entry = report["skipped"][reason]
+        assert (entry["count"], entry["meaning"]) == (1, REASONS[reason])
+        assert [first.partition(", ")[0] for first in entry["first"]] == [f"{path}:{line}"]
     assert (report["rows"], report["pairs"]) == (len(PLANTED) + 2, 2)
     assert report["sources"] == [{"path": str(path), "rows": len(PLANTED) + 2, "pairs": 2}]
     assert report["categories"] == {"": 1, "last": 1}
@@ -108,7 +118,8 @@ def test_strict_data_stops_at_the_first_offender(
     read(path, encoder)
     with pytest.raises(UserError) as caught:  # also where a lenient run has filled the cache
         read(path, encoder, strict=True)
-    assert str(caught.value) == f"{path}:3: {REASONS[reason]} (strict_data is on)"
+    assert str(caught.value).startswith(f"{path}:3: {REASONS[reason]}")
+    assert str(caught.value).endswith(" (strict_data is on)")
 
 
 def test_strict_data_accepts_clean_files(
