@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from orpo_dist import runtime
+from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
 from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
-from orpo_dist.handle import TrainedModel
+from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.interruption import Interrupted, StopOnSignal
 from orpo_dist.model import locate
 from orpo_dist.report import write_report
@@ -52,7 +53,8 @@ def train(
         if not stage.data_path:
             raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
         refuse_impossible(stage, here.engine)
-    config = config.replace(model=locate(config.model))
+    config = going_on(config.replace(model=locate(config.model)))
+    say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()

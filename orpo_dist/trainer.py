@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from orpo_dist import runtime
+from orpo_dist.adapters import going_on
 from orpo_dist.allocator import keep_freed_memory
+from orpo_dist.answering import mend_generation, stop_at
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
@@ -76,10 +78,14 @@ class ORPOTrainer(BudgetTrainer):
             )
         self.runtime = runtime.start()
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
+        if model is None or isinstance(model, str):
+            config = going_on(config, model)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy, processing_class = make_policy(model, config, processing_class, peft_config)
         encoder = make_encoder(processing_class, config, limits_of(config, policy.config))
+        mend_generation(causal_model(policy))
+        stop_at(causal_model(policy), encoder.end_id)
         train_pairs = as_pairs(train_dataset, encoder, config, training=True)
         eval_pairs = as_pairs(eval_dataset, encoder, config)
         keep_used_template(encoder, train_pairs, eval_pairs)
