@@ -79,7 +79,7 @@ class Forms:
             return "rendered"
         if found := RENDERED.match(prompt):
             mark = re.split(r"(?=[<\[])", found[0].strip())[-1]
-            if mark not in self.template.jinja() and not self._specials.search(mark):
+            if not self.template.writes(mark) and not self._specials.search(mark):
                 raise Unusable("foreign_marks", mark)
             return "rendered"
         if special := self._specials.search(prompt):

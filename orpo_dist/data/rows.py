@@ -99,7 +99,7 @@ def _prompt_of(row: dict[Any, Any], columns: Columns) -> Any:
         return value
     if isinstance(value, str) and not value.strip():
         return ""
-    return parse_prompt(value)
+    return _side(value, "empty_prompt")
 
 
 def _side(value: Any, empty_reason: str) -> str | list[Message]:
@@ -123,13 +123,15 @@ def _side(value: Any, empty_reason: str) -> str | list[Message]:
 
 def _split(prompt: Any, chosen: Any, rejected: Any, columns: Columns) -> tuple[Any, Any, Any]:
     """``(prompt, chosen, rejected)`` with everything the answers share in the prompt."""
+    marked = prompt_turns(prompt) if isinstance(prompt, str) else []
+    prompt = marked or prompt
     if isinstance(chosen, str) and isinstance(rejected, str):
         read = whole_turns if prompt else turns
         talks = read(chosen), read(rejected)
         if all(talks):
             chosen, rejected = talks
         elif prompt:
-            return prompt, *(_after_mark(prompt, side) for side in (chosen, rejected))
+            return _after_marks(prompt, bool(marked), chosen, rejected)
         elif is_rendered(chosen) and is_rendered(rejected):
             return "", chosen, rejected
         elif columns.implicit_prompt and prompt is None:
@@ -141,14 +143,15 @@ def _split(prompt: Any, chosen: Any, rejected: Any, columns: Columns) -> tuple[A
     return _split_conversations(prompt, chosen, rejected)
 
 
-def _after_mark(prompt: Any, answer: str) -> str:
-    """An answer after a prompt of marked turns, without the mark and the blank before it."""
-    if isinstance(prompt, str):
-        return answer
-    marked = turns(answer)
-    if len(marked) == 1 and marked[0]["role"] == "assistant":
-        return str(marked[0]["content"])
-    return answer.removeprefix(" ")
+def _after_marks(prompt: Any, marked: bool, *answers: str) -> tuple[Any, ...]:
+    """``(prompt, *answers)``; after marked turns without the mark, or the blank, between them."""
+    said = [turns(answer) for answer in answers]
+    if all(len(turn) == 1 and turn[0]["role"] == "assistant" for turn in said):
+        if isinstance(prompt, str):
+            prompt = turns(prompt) or prompt
+        if not isinstance(prompt, str):
+            return prompt, *(turn[0]["content"] for turn in said)
+    return prompt, *(answer.removeprefix(" ") if marked else answer for answer in answers)
 
 
 def _split_conversations(

@@ -71,6 +71,7 @@ class ChatTemplate:
         if ANSWER not in whole or QUESTION not in whole:
             raise UserError("the chat template writes no message content, as text or in parts")
         after = whole.rpartition(ANSWER)[2]
+        self._exchange = whole
         self.end_id, self.tail = self._end_of(after)
         self.header = prompt.rpartition(QUESTION)[2]
         self.lead = whole.partition(prompt)[2].partition(ANSWER)[0]
@@ -119,6 +120,16 @@ class ChatTemplate:
     def jinja(self) -> str:
         """The template itself."""
         return str(self.source or self.tokenizer.chat_template)
+
+    def writes(self, mark: str) -> bool:
+        """Whether a mark is one of this template's."""
+        if mark in self.jinja() or mark in self._exchange:
+            return True
+        turns = [{"role": role, "content": QUESTION} for role in ("system", "user")]
+        try:
+            return mark in self._render(turns)
+        except Exception:  # no system messages
+            return False
 
     def _call(self, call: Any) -> Any:
         """A call with its arguments as an object, unless the template writes texts as they are."""

@@ -26,10 +26,11 @@ def turns(text: str) -> list[Message]:
     pieces = TURN.split(text)
     if len(pieces) < 4 or pieces[0].strip():
         return []
-    marks = [one or other for one, other in zip(pieces[1::3], pieces[2::3], strict=True)]
     return [
-        {"role": ROLES[mark.lower()], "content": content.rstrip("\n")}
-        for mark, content in zip(marks, pieces[3::3], strict=True)
+        {"role": ROLES[hh.lower()], "content": content.rstrip("\n")}
+        if hh
+        else {"role": ROLES[guanaco.lower()], "content": content.strip()}
+        for hh, guanaco, content in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True)
     ]
 
 

@@ -55,6 +55,12 @@ def test_category(value: Any, category: str) -> None:
     assert parse_row({**row(), "category": value}, COLUMNS).category == category
 
 
+def test_a_blank_before_an_answer_is_dropped_after_marked_turns_only() -> None:
+    marked = "\n\nHuman: Q\n\nAssistant:"
+    assert parse_row(row(marked, " good", " bad"), COLUMNS) == Example(talk("Q"), "good", "bad")
+    assert parse_row(row(talk("Q"), " good", "bad"), COLUMNS) == Example(talk("Q"), " good", "bad")
+
+
 def test_messages_with_the_prompt_inside() -> None:
     prompt = [said("system", "S"), *talk("Q1", "A1", "Q2")]
     found = parse_row(
