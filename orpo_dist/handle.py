@@ -95,6 +95,9 @@ class TrainedModel:
                 **{**SHAPE, "do_sample": False, "use_cache": True, **options},
             )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        lead = self.encoder.template.lead
+        if lead.isspace() and (self.encoder.wraps_strings or not isinstance(prompts[0], str)):
+            texts = [text.removeprefix(lead) for text in texts]  # the template's, not the answer's
         return texts[0] if single and len(texts) == 1 else texts
 
     def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[int]]:
