@@ -19,6 +19,7 @@ REASONS = {
     "not_an_object": "the row is not an object with columns",
     "missing_column": "the row lacks the column of an answer",
     "wrong_type": "a text or message list was expected",
+    "serialised": "the text is a serialised message list that cannot be read",
     "broken_text": "a text holds half a character (a lone surrogate)",
     "unknown_role": "a message has a role other than system, user, assistant, tool",
     "empty_prompt": "the prompt is empty",
