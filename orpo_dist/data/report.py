@@ -21,6 +21,7 @@ class DataReport:
         self.sources: list[dict[str, Any]] = []
         self.skipped: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, dict[str, Any]] = {}
+        self.said: list[tuple[bool, str]] = []  # how the sources were read
         self.full_lengths: list[tuple[int, int, int]] = []
 
     def start_source(self, path: str) -> None:
@@ -49,6 +50,7 @@ class DataReport:
             "sources": self.sources,
             "skipped": self.skipped,
             "notes": self.notes,
+            "said": self.said,
             "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
             "tokens_kept": int(lengths.sum()),
             "truncated": {

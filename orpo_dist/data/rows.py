@@ -28,14 +28,20 @@ REASONS = {
     "end_inside": "an answer holds the end-of-text token in its middle",
     "identical_answers": "chosen and rejected are the same",
     "mismatched_prompts": "chosen and rejected answer different prompts",
+    "no_prompt": "no prompt column, and the answers are no transcripts: name it "
+    "(prompt_text_column) or set implicit_prompt",
     "no_shared_prompt": "no prompt column, and the two sides share no beginning",
     "template_refused": "the chat template does not accept these messages",
+    "unranked": "no answer of the list is ranked above another",
+    "bad_tools": "the tools column holds no list of tools",
     "no_difficulty": "the difficulty column holds no number",
     "over_length": "no room for prompt and answer within the length limits",
 }
 
 # What is worth knowing about rows that are used, in words for the data report.
-NOTES: dict[str, str] = {}
+NOTES: dict[str, str] = {
+    "lower_score": "the chosen answer has the lower score",
+}
 
 ROLES = {
     "system": "system", "developer": "system",

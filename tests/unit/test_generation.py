@@ -64,7 +64,7 @@ def test_a_file_without_prompts_and_a_mistyped_column_are_named(
     with pytest.raises(UserError, match=r"^prompts-file .*empty\.txt: holds no prompts$"):
         read_prompts(["one"], str(empty))
     row = {"prompt": "x", "chosen": "It is so.", "rejected": "It is not."}
-    with pytest.raises(UserError, match=r"pairs\.jsonl:1: has no column 'promt'"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: has no column 'promt'"):
         read_prompts([], str(write_rows([row])), column="promt")
 
 

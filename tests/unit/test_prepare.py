@@ -36,6 +36,7 @@ PLANTED: dict[str, Any] = {
     "identical_answers": {**GOOD, "rejected": "Because."},
     "mismatched_prompts": {"chosen": TALK, "rejected": OTHER},
     "no_shared_prompt": {"chosen": "yes", "rejected": "no"},
+    "bad_tools": {**GOOD, "tools": "hammer and saw"},
     "template_refused": {**GOOD, "prompt": [{"role": "system", "content": "Be good."}]},
     "over_length": {**GOOD, "chosen": "Because " * 30},
     "end_inside": {**GOOD, "rejected": "No<|im_end|> idea."},
@@ -70,7 +71,8 @@ def read(path: Path | list[Path], encoder: Encoder, **options: Any) -> PairDatas
 
 
 def test_planted_defects_are_counted_by_reason(write_rows: WriteRows, tokenizer: Any) -> None:
-    assert {*PLANTED, "no_difficulty"} == set(REASONS)  # that one: test_curriculum.py
+    elsewhere = {"no_difficulty", "unranked", "serialised", "no_prompt"}
+    assert {*PLANTED, *elsewhere} == set(REASONS)
     path = write_rows([GOOD, *PLANTED.values(), {**GOOD, "category": "last"}])
     encoder = Encoder(tokenizer, FUSSY_TEMPLATE, Limits(completion=20, skip_overlong=True))
     report = read(path, encoder).report
@@ -121,20 +123,20 @@ def test_strict_data_accepts_clean_files(
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "flag"),
+    ("row", "column", "flag", "hint"),
     [
-        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column"),
-        ({"prompt": "Q", "chosen": "a", "worse": "b"}, "rejected", "--rejected-text-column"),
+        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column", " better"),
+        ({"prompt": "Q", "chosen": "a", "x": "b"}, "rejected", "--rejected-text-column", ""),
     ],
 )
 def test_a_missing_column_is_named_with_the_columns_there_are(
-    row: dict[str, str], column: str, flag: str, write_rows: WriteRows, tokenizer: Any
+    row: dict[str, str], column: str, flag: str, hint: str, write_rows: WriteRows, tokenizer: Any
 ) -> None:
     path = write_rows([row, row])
     with pytest.raises(UserError) as caught:
         read(path, Encoder(tokenizer))
     assert str(caught.value) == (
-        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag})"
+        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag}{hint})"
     )
     columns = Columns(chosen="better" if "better" in row else "chosen", rejected=list(row)[2])
     assert len(read(path, Encoder(tokenizer), columns=columns)) == 2
