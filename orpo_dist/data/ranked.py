@@ -25,16 +25,18 @@ ORDERS = {
 class Ranking:
     """Where the answers of a row and their order are.
 
-    answers: column of the list. text: key of an answer's text, None if the list holds texts.
-    order: key of an answer, or column of a list beside the texts, that says how good each is.
+    prompt: column of the question. answers: column of the list. text: key of an answer's text, None
+    if the list holds texts. order: key of an answer, or column of a list beside the texts, for how
+    good each is.
     """
 
+    prompt: str
     answers: str
     text: str | None
     order: str
 
     def pairs(self, row: dict[str, Any], columns: Columns) -> tuple[list[dict[str, Any]], int]:
-        """Rows with the two answers instead of the list, and how many answers equal the best.
+        """Rows in ``columns`` with two answers instead of the list, and how many equal the best.
 
         Raises ``Unusable`` ("unranked") where no answer is better than another.
         """
@@ -45,8 +47,9 @@ class Ranking:
         worse = [text for goodness, text in ranked if goodness < best[0]]
         if not worse:
             raise Unusable("unranked")
-        rest = {name: row[name] for name in row if name not in (self.answers, self.order)}
-        pairs = [{**rest, columns.chosen: best[1], columns.rejected: text} for text in worse]
+        rest = {n: row[n] for n in row if n not in (self.prompt, self.answers, self.order)}
+        rest = {columns.prompt: row.get(self.prompt), **rest, columns.chosen: best[1]}
+        pairs = [{**rest, columns.rejected: text} for text in worse]
         return pairs, len(ranked) - len(worse) - 1
 
     def _ranked(self, row: dict[str, Any]) -> list[tuple[float, Any]]:
@@ -66,7 +69,7 @@ class Ranking:
         return [(good, text) for good, text in scored if math.isfinite(good) and text is not None]
 
 
-def find_ranking(head: Head) -> Ranking | None:
+def find_ranking(head: Head, prompt: str) -> Ranking | None:
     """The ranked list among the columns, if there is one."""
     for name in LISTS:
         for found in filter(None, map(as_list, head.values(name))):
@@ -74,9 +77,9 @@ def find_ranking(head: Head) -> Ranking | None:
                 text = next((key for key in TEXTS if key in found[0]), None)
                 order = next((key for key in ORDERS if key in found[0]), None)
                 if text and order:
-                    return Ranking(name, text, order)
+                    return Ranking(prompt, name, text, order)
             elif order := next((o for o in ORDERS if any(map(as_list, head.values(o)))), None):
-                return Ranking(name, None, order)
+                return Ranking(prompt, name, None, order)
     return None
 
 

@@ -152,7 +152,8 @@ def _form(head: Head, columns: Columns) -> Form:
         require(head, read.chosen, "text")
         require(head, read.rejected, "rejected-text")
     require(head, columns.difficulty, "difficulty")
-    given = form.convert or any(row.get(read.prompt) is not None for row in head.rows)
+    made = form.convert or form.ranking
+    given = made or any(row.get(read.prompt) is not None for row in head.rows)
     if not (given or read.implicit_prompt or are_transcripts(head, read)):
         require_prompt(head, read)
     return form

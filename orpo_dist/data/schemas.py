@@ -202,8 +202,8 @@ def hh(head: Head, columns: Columns, forced: bool = False) -> Form | Missing:
 
 def ranked(head: Head, columns: Columns, forced: bool = False) -> Form | Missing:
     prompt = _prompt(head, columns, "prompt", "instruction", *QUESTIONS)
-    ranking = find_ranking(head)
-    if not prompt or ranking is None:
+    ranking = find_ranking(head, prompt) if prompt else None
+    if ranking is None:
         return Missing(
             f"a prompt (or instruction, question, input) and one of {', '.join(LISTS)}: a list of "
             "answers with a rank or score each, or of texts with a list of ranks or ratings beside"
@@ -212,10 +212,9 @@ def ranked(head: Head, columns: Columns, forced: bool = False) -> Form | Missing
         return Missing("no other answers")
     order = ranking.order if ranking.text is None else f"{ranking.answers}' {ranking.order}"
     reads = f"{prompt} → prompt, the best by {order} against each worse one"
-    found = replace(columns, prompt=prompt, system=_system(head, columns))
-    return Form(
-        "ranked answers", reads, found, None, (ranking.answers, ranking.order), ranking, True
-    )
+    found = replace(columns, system=_system(head, columns))
+    used = (ranking.prompt, ranking.answers, ranking.order)
+    return Form("ranked answers", reads, found, None, used, ranking, True)
 
 
 FORMS: dict[str, Callable[..., Form | Missing]] = {
