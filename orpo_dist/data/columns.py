@@ -43,8 +43,6 @@ ABOUT = re.compile(
 CONTEXT = {
     **dict.fromkeys(LIKE["system"], "set --system-column {name}"),
     **dict.fromkeys(LIKE["tools"], "set --tools-column {name}"),
-    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"),
-                    "training reads text alone"),
     **dict.fromkeys(
         ("input", "context", "contexts", "history", "document", "documents", "passage",
          "background", "knowledge"),

@@ -107,10 +107,10 @@ class Reading:
         if isinstance(tools, str) and tools.strip() in ("", "null", "None"):
             tools = []
         if not isinstance(tools, list):
-            raise Unusable("bad_tools")
+            raise Unusable("wrong_type")
         tools = [listed(tool) for tool in tools]
         if not all(isinstance(tool, dict) for tool in tools):
-            raise Unusable("bad_tools")
+            raise Unusable("wrong_type")
         return {**row, name: tools or None}
 
     def _is_lower(self, row: dict[str, Any]) -> bool:

@@ -33,7 +33,6 @@ REASONS = {
     "no_shared_prompt": "no prompt column, and the two sides share no beginning",
     "template_refused": "the chat template does not accept these messages",
     "unranked": "no answer of the list is ranked above another",
-    "bad_tools": "the tools column holds no list of tools",
     "no_difficulty": "the difficulty column holds no number",
     "over_length": "no room for prompt and answer within the length limits",
 }

@@ -196,7 +196,7 @@ def test_refused_rows(reason: str, value: Any) -> None:
 def test_every_reason_of_this_stage_is_tested() -> None:
     later_stages = {"not_json", "template_refused", "over_length", "end_inside"}
     later_stages |= {"no_difficulty"}  # test_curriculum.py
-    later_stages |= {"serialised", "unranked", "bad_tools", "no_prompt"}  # the tests of schemas
+    later_stages |= {"serialised", "unranked", "no_prompt"}  # the tests of schemas
     assert {reason for reason, _ in REFUSED} | later_stages == set(REASONS)
 
 

@@ -365,7 +365,6 @@ def test_columns_named_by_the_user_win() -> None:
         ("context", "X", "put it into the prompt if the answers need it"),
         ("history", [["a", "b"]], "put it into the prompt if the answers need it"),
         ("functions", "[]x", "set --tools-column functions"),
-        ("images", ["a.png"], "training reads text alone"),
     ],
 )
 def test_context_that_is_not_used_is_named_once(
@@ -404,9 +403,9 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ([], None),
         ("null", None),
         (None, None),
-        ("hammer", "bad_tools"),
-        ([3], "bad_tools"),
-        (3, "bad_tools"),
+        ("hammer", "wrong_type"),
+        ([3], "wrong_type"),
+        (3, "wrong_type"),
         ('[{"type": ', "serialised"),
     ],
 )
