@@ -31,6 +31,7 @@ LIKE = {
     "prompt-text": LIKE_PROMPT, "text": LIKE_CHOSEN, "rejected-text": LIKE_REJECTED,
     "system": ("system", "system_prompt", "system_message"), "tools": ("tools", "functions"),
 }  # fmt: skip
+ASSISTANTS = ("assistant", "gpt", "bot", "model")
 # Texts that are about the row.
 ABOUT = re.compile(
     r"(^|[_\W])(ids?|idx|index|uuid|hash|source|src|category|type|kind|subset|split|dataset|lang|"
@@ -44,8 +45,11 @@ CONTEXT = {
     **dict.fromkeys(LIKE["system"], "set --system-column {name}"),
     **dict.fromkeys(LIKE["tools"], "set --tools-column {name}"),
     **dict.fromkeys(
-        ("input", "context", "contexts", "history", "document", "documents", "passage",
-         "background", "knowledge"),
+        ("input", "history"),
+        "put it into the prompt if the answers need it (--data-format alpaca does that)",
+    ),
+    **dict.fromkeys(
+        ("context", "contexts", "document", "documents", "passage", "background", "knowledge"),
         "put it into the prompt if the answers need it",
     ),
 }  # fmt: skip
@@ -138,19 +142,23 @@ def _plain(name: str) -> str:
 
 
 def _holds_text(head: Head, name: str) -> bool:
+    """Whether there are texts, or conversations that wait for an answer."""
     return any(
-        value.strip() if isinstance(value, str) else _are_messages(value)
+        bool(value.strip()) if isinstance(value, str) else waits_for_answer(value)
         for value in head.values(name)
     )
 
 
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and not {"role", "from"}.isdisjoint(value[0])
-    )
+def waits_for_answer(talk: Any) -> bool:
+    """Whether a value is a list of messages of which the last is not the assistant's."""
+    roles = roles_of(talk)
+    return bool(roles) and None not in roles and roles[-1] not in ASSISTANTS
+
+
+def roles_of(talk: Any) -> list[Any]:
+    """The roles of a list of messages; None for an item that is no message."""
+    items = talk if isinstance(talk, list) else []
+    return [m.get("role", m.get("from")) if isinstance(m, dict) else None for m in items]
 
 
 def score_columns(names: Iterable[str], columns: Columns) -> list[tuple[str, str]]:

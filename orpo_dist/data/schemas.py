@@ -5,14 +5,15 @@ A form says which columns to read, and turns a row into rows that have them (``c
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orpo_dist.data.columns import Head, as_list, readable
+from orpo_dist.data.columns import ASSISTANTS, Head, as_list, readable, roles_of, waits_for_answer
 from orpo_dist.data.ranked import LISTS, Ranking, find_ranking
-from orpo_dist.data.rows import Columns
+from orpo_dist.data.rows import Columns, Unusable
 from orpo_dist.data.serialised import listed
 from orpo_dist.types import UserError
 
@@ -139,27 +140,41 @@ def alpaca(head: Head, columns: Columns, forced: bool = False) -> Form | Missing
 
 
 def _alpaca_prompt(row: dict[str, Any]) -> Any:
-    """Instruction and input on lines of their own, after the turns of ``history`` if there are."""
-    instruction, extra = row.get("instruction"), row.get("input")
-    if not isinstance(readable(instruction), str):
-        return instruction
-    text = f"{instruction}\n{extra}" if isinstance(extra, str) and extra.strip() else instruction
-    turns = as_list(row.get("history"))
-    if not turns:
-        return text
-    talk = []
-    for turn in turns:
-        if isinstance(turn, list) and len(turn) == 2:
-            talk += [("user", turn[0]), ("assistant", turn[1])]
-    return [{"role": role, "content": said} for role, said in [*talk, ("user", text)]]
+    """Instruction and input on lines of their own, after the turns of ``history`` if there are.
+
+    Raises ``Unusable`` where one of them is not what it is for.
+    """
+    parts = [part for part in (row.get("instruction"), row.get("input")) if part]
+    if len(parts) == 1 and not isinstance(parts[0], str):
+        asked = parts[0]  # messages
+    elif all(isinstance(part, str) for part in parts):
+        asked = "\n".join(part for part in parts if part.strip())
+    else:
+        raise Unusable("wrong_type")
+    turns = listed(row.get("history"))
+    if not turns or (isinstance(turns, str) and not turns.strip()):
+        return asked
+    if not (isinstance(asked, str) and isinstance(turns, list)):
+        raise Unusable("wrong_type")
+    return [*itertools.chain(*map(_turn, turns)), {"role": "user", "content": asked}]
+
+
+def _turn(turn: Any) -> list[Any]:
+    """The messages of ``[question, answer]``, or a message as it is."""
+    if isinstance(turn, dict):
+        return [turn]
+    if not isinstance(turn, list) or len(turn) != 2:
+        raise Unusable("wrong_type")
+    return [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
 
 
 def sharegpt(head: Head, columns: Columns, forced: bool = False) -> Form | Missing:
     talk = next((t for t in TALKS if any(isinstance(v, list) for v in head.values(t))), None)
     if not (talk and head.has(columns.chosen, columns.rejected)):
         return Missing("conversations (a list of messages), chosen and rejected")
-    if not forced and (head.has(columns.prompt) or are_transcripts(head, columns)):
-        return Missing("no other prompt")
+    waiting = any(map(waits_for_answer, head.values(talk)))
+    if not forced and (head.has(columns.prompt) or are_transcripts(head, columns) or not waiting):
+        return Missing("no other prompt, and conversations that wait for an answer")
     found = replace(columns, prompt=talk, system=_system(head, columns))
     system = f"{found.system} + " if found.system else ""
     return Form("ShareGPT pairs", f"{system}{talk} → prompt", found)
@@ -237,7 +252,4 @@ def are_transcripts(head: Head, columns: Columns) -> bool:
 def _is_transcript(value: Any) -> bool:
     if isinstance(value, str):
         return bool(MARKS.match(value))
-    if not isinstance(value, list):
-        return False
-    roles = [m.get("role", m.get("from")) if isinstance(m, dict) else None for m in value]
-    return any(role not in (None, "assistant", "gpt", "bot", "model") for role in roles)
+    return any(role not in (None, *ASSISTANTS) for role in roles_of(value))

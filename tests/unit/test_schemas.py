@@ -244,9 +244,8 @@ def refusal(row: Any, columns: Columns = AUTO, **options: Any) -> str:
         ({"Prompt": "Q"}, "there is a column 'Prompt': set --prompt-text-column Prompt"),
         ({"prompt ": "Q"}, "there is a column 'prompt ': set --prompt-text-column 'prompt '"),
         ({"user_prompt": "Q"}, "there is a column 'user_prompt': set --prompt-text-column"),
-        ({"messages": [said("user", "Q")] * 2, "chosen": [said("assistant", "a")],
-          "rejected": [said("assistant", "b")], "prompt": None, "data_format": "x"},
-         "set --prompt-text-column messages"),
+        ({"messages": [said("user", "Q")], "chosen": [said("assistant", "a")],
+          "rejected": [said("assistant", "b")]}, "set --prompt-text-column messages"),
         ({"words": "Q"}, "there is a column 'words': set --prompt-text-column words (or "
                          "--implicit-prompt"),
         ({"system": "S"}, "there is a column 'system': set --prompt-text-column system"),
@@ -361,9 +360,13 @@ def test_columns_named_by_the_user_win() -> None:
     [
         ("system", "S", "set --system-column system"),
         ("system_prompt", "S", "set --system-column system_prompt"),
-        ("input", "X", "put it into the prompt if the answers need it"),
+        (
+            "input",
+            "X",
+            "put it into the prompt if the answers need it (--data-format alpaca does that)",
+        ),
         ("context", "X", "put it into the prompt if the answers need it"),
-        ("history", [["a", "b"]], "put it into the prompt if the answers need it"),
+        ("document", "X", "put it into the prompt if the answers need it"),
         ("functions", "[]x", "set --tools-column functions"),
     ],
 )
@@ -436,6 +439,36 @@ def test_tools_are_a_list_or_a_reason(value: Any, expected: Any) -> None:
 def test_a_lower_score_is_noted(scores: dict[str, Any], lower: bool) -> None:
     (record,) = reading({"prompt": "Q", **SIDES, **scores})
     assert record.notes == (("lower_score",) if lower else ())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"history": "[['a', 'b']]"},
+         [said("user", "a"), said("assistant", "b"), said("user", "I")]),
+        ({"history": [said("user", "a")]}, [said("user", "a"), said("user", "I")]),
+        ({"history": ""}, "I"),
+        ({"history": []}, "I"),
+        ({"instruction": "", "input": "X"}, "X"),
+        ({"instruction": talk("a")[:1]}, talk("a")[:1]),
+        ({"instruction": None}, ""),
+        ({"history": "[['a', "}, "serialised"),
+        ({"history": "none"}, "wrong_type"),
+        ({"history": [["a"]]}, "wrong_type"),
+        ({"input": ["X"]}, "wrong_type"),
+        ({"instruction": talk("a")[:1], "input": "X"}, "wrong_type"),
+    ],
+)  # fmt: skip
+def test_alpaca_rows(change: dict[str, Any], expected: Any) -> None:
+    row = {"instruction": "I", **SIDES}
+    record = list(reading([row, {**row, **change}]))[1]
+    assert (record.reason or record.row["prompt"]) == expected
+
+
+def test_conversations_that_hold_the_answer_are_no_prompt() -> None:
+    row = {**SHARE, "conversations": [*SHARE["conversations"], {"from": "gpt", "value": "a"}]}
+    assert reading(row).form.title == "pairs"  # whose rows have no prompt
+    assert len(list(reading(row, replace(AUTO, data_format="sharegpt")))) == 1
 
 
 def test_rows_of_every_type_pass() -> None:
