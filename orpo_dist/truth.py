@@ -26,9 +26,9 @@ def derived_truth(trainer: ORPOTrainer) -> str:
     return (
         f"{Path(str(config.model)).name}: {adapter}{base}{count(trains)} of {count(total)} "
         f"parameters train | {len(plan.lengths)} pairs{_forms(trainer)}, {plan.steps_per_epoch} "
-        f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | {trainer.runtime.engine} "
-        f"on {world} process{'es' * (world > 1)}, {trainer.args.device.type}, {precision}, "
-        f"{attention} attention | {_alpha(config)}, "
+        f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | "
+        f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}, "
+        f"{trainer.args.device.type}, {precision}, {attention} attention | {_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
 

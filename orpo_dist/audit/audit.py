@@ -18,7 +18,7 @@ from orpo_dist.audit.tokens import TokenTable
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Limits, columns_of, held_out_paths, make_encoder
 from orpo_dist.data.messages import words
-from orpo_dist.data.reasons import REASONS
+from orpo_dist.data.reasons import NOTES, REASONS
 from orpo_dist.types import UserError
 
 
@@ -64,6 +64,9 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     texts = Texts.of(corpus)
     hits = compare_pairs(corpus, texts)
     hits |= check_texts(corpus, texts.prompts, tokenizer)
+    hits["lower_score"] = {
+        pair: NOTES[note] for pair, notes in corpus.notes.items() for note in notes
+    }
     paths, split = held_out_paths(config)
     if paths:
         held_out = read_corpus(paths, columns_of(config), split)

@@ -81,6 +81,13 @@ RULES = {
         "the answers differ only in case and white space, or are at least "
         f"{NEAR_IDENTICAL} similar",
     ),
+    "lower_score": Rule(
+        "warning",
+        "{n} pairs have a chosen answer with the lower score",
+        "find out which answer is the better one; if the scores are right, --drop these pairs",
+        "of two score or rating columns (`score_chosen` and `score_rejected` …), the one of chosen "
+        "is the lower",
+    ),
     "length_bias": Rule(
         "warning",
         "the {longer} answer wins in {n} pairs, so length alone predicts the label",

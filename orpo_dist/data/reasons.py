@@ -8,6 +8,7 @@ REASONS = {
     "not_an_object": "the row is not an object with columns",
     "missing_column": "the row lacks the column of an answer",
     "wrong_type": "a text or message list was expected",
+    "serialised": "the text is a serialised message list that cannot be read",
     "not_text": "a message or column holds an image, audio or other part that is not text",
     "broken_text": "a text holds half a character (a lone surrogate)",
     "unknown_role": "a message has a role other than system, user, assistant, tool",
@@ -26,12 +27,14 @@ REASONS = {
     "or set chat_template none to train on it as it is",
     "special_inside": "the prompt holds a special token of the tokenizer in its middle, which "
     "would be read as a mark; remove it, or set chat_template none to train on it as it is",
+    "unranked": "no answer of the list is ranked above another",
     "no_difficulty": "the difficulty column holds no number",
     "over_length": "no room for prompt and answer within the length limits",
 }
 
 # What is worth knowing about rows that are used, in words for the data report.
 NOTES: dict[str, str] = {
+    "lower_score": "the chosen answer has the lower score",
     "rendered": "a prompt that is rendered already, taken as it is",
     "instruction": "a prompt in the form '### Instruction: …', taken as it is",
     "thought_closed": "an answer without a thought, where the chat template opens one before every "

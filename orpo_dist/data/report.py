@@ -22,6 +22,7 @@ class DataReport:
         self.skipped: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, dict[str, Any]] = {}
         self.forms: dict[str, int] = {}
+        self.said: list[tuple[bool, str]] = []  # how the sources were read
         self.full_lengths: list[tuple[int, int, int]] = []
 
     def start_source(self, path: str) -> None:
@@ -55,6 +56,7 @@ class DataReport:
             "skipped": self.skipped,
             "notes": self.notes,
             "forms": self.forms,
+            "said": self.said,
             "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
             "tokens_kept": int(lengths.sum()),
             "truncated": {

@@ -6,7 +6,6 @@ conversations without a prompt column, where the prompt is what both sides share
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from orpo_dist.data.messages import (
     words,
 )
 from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.serialised import unserialised
 from orpo_dist.data.transcripts import is_rendered, prompt_turns, turns, whole_turns
 
 # Columns of what a language model does not read; a row with a value there is left out.
@@ -104,6 +104,7 @@ def _prompt_of(row: dict[Any, Any], columns: Columns) -> Any:
 
 def _side(value: Any, empty_reason: str) -> str | list[Message]:
     """A column's value as text or as messages."""
+    value = unserialised(value)
     if value is None:
         raise Unusable(empty_reason)
     if isinstance(value, str):
@@ -240,11 +241,6 @@ def _with_system(prompt: str | list[Message], system: Any) -> str | list[Message
 
 def _tools(value: Any) -> list[Any] | None:
     """Descriptions of tools as templates take them, or None where a row has none."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise Unusable("wrong_type", "the tools column is no JSON") from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from orpo_dist.data.messages import ROLES, Message
 
-# "\n\nHuman: …\n\nAssistant: …" (Anthropic HH) and "### Human: … ### Assistant: …" (Guanaco).
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?|(?:^|\n|(?<= ))### (Human|Assistant): ?")
+# How role marks are written: Anthropic's HH, "User: …", Guanaco, Vicuna. A text keeps to one way.
+DIALECTS = tuple(
+    map(
+        re.compile,
+        (
+            r"(?:^|\n\n)(Human|Assistant): ?",
+            r"(?:^|\n+)(System|User|Assistant): ?",
+            r"(?:^|\n|(?<=\s))### (System|Human|User|Assistant): ?",
+            r"(?:^|\s+)(SYSTEM|USER|ASSISTANT): ?",
+        ),
+    )
+)
 
 # How rendered text of well-known chat templates begins, after any BOS.
 RENDERED = re.compile(
@@ -23,15 +32,19 @@ INSTRUCTION = re.compile(r"^\s*Below is an instruction|### Instruction:[\s\S]*##
 
 def turns(text: str) -> list[Message]:
     """Messages of a text that begins with a role mark, or nothing."""
-    pieces = TURN.split(text)
-    if len(pieces) < 4 or pieces[0].strip():
-        return []
-    return [
-        {"role": ROLES[hh.lower()], "content": content.rstrip("\n")}
-        if hh
-        else {"role": ROLES[guanaco.lower()], "content": content.strip()}
-        for hh, guanaco, content in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True)
-    ]
+    for dialect in DIALECTS:
+        before, *pieces = dialect.split(text)
+        if pieces and not before.strip():
+            strip = str.strip if dialect is not DIALECTS[0] else _without_lines
+            return [
+                {"role": ROLES[mark.lower()], "content": strip(content)}
+                for mark, content in zip(pieces[::2], pieces[1::2], strict=True)
+            ]
+    return []
+
+
+def _without_lines(text: str) -> str:
+    return text.rstrip("\n")
 
 
 def prompt_turns(text: str) -> list[Message]:
@@ -53,8 +66,6 @@ def is_rendered(text: str) -> bool:
     return RENDERED.match(text) is not None
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether an answer holds its own prompt: a list of several messages, or marked text."""
-    if isinstance(value, str):
-        return bool(turns(value)) or is_rendered(value)
-    return isinstance(value, list) and len(value) > 1
+def is_transcript(value: str) -> bool:
+    """Whether a text begins with a mark of roles or of a template, so that it holds its prompt."""
+    return bool(turns(value)) or is_rendered(value)

@@ -121,6 +121,8 @@ FIRES = [
     ("empty_chosen", [row("Q", " ", "no")], [0]),
     ("identical_answers", [row("Q", "yes", "yes ")], [0]),
     ("unknown_role", [row(messages("narrator: Q"), "yes", "no")], [0]),
+    ("lower_score", [row("Q", "yes", "no", score_chosen=1, score_rejected=2.5)], [0]),
+    ("lower_score", [row("Q", "yes", "no", **{"chosen-rating": "1", "rejected-rating": "2"})], [0]),
 ]  # fmt: skip
 
 
@@ -143,6 +145,7 @@ QUIET = [
     [row(messages("user: Q", "assistant: A", "tool: T", "tool: T", "user: R"), "yes", "no")],
     [row(TOKYO, "東京都日本国首都人口世界最大級都市圏", "no")],
     [row(SOLAR, "Да, конечно", "no")],  # too few letters to tell
+    [row("Q", "yes", "no", score_chosen=2, score_rejected=2)],
 ]  # fmt: skip
 
 

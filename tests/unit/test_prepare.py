@@ -78,8 +78,8 @@ def read(path: Path | list[Path], encoder: Encoder, **options: Any) -> PairDatas
 
 
 def test_planted_defects_are_counted_by_reason(write_rows: WriteRows, tokenizer: Any) -> None:
-    others = {"no_difficulty", "no_shared_prompt"}  # test_curriculum.py, test_rows.py
-    assert {*PLANTED, *others} == set(REASONS)
+    elsewhere = {"no_difficulty", "no_shared_prompt", "unranked", "serialised"}
+    assert {*PLANTED, *elsewhere} == set(REASONS)
     path = write_rows([GOOD, *PLANTED.values(), {**GOOD, "category": "last"}])
     encoder = Encoder(tokenizer, FUSSY_TEMPLATE, Limits(completion=20, skip_overlong=True))
     report = read(path, encoder).report
@@ -132,20 +132,20 @@ def test_strict_data_accepts_clean_files(
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "flag"),
+    ("row", "column", "flag", "hint"),
     [
-        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column"),
-        ({"prompt": "Q", "chosen": "a", "worse": "b"}, "rejected", "--rejected-text-column"),
+        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column", " better"),
+        ({"prompt": "Q", "chosen": "a", "x": "b"}, "rejected", "--rejected-text-column", ""),
     ],
 )
 def test_a_missing_column_is_named_with_the_columns_there_are(
-    row: dict[str, str], column: str, flag: str, write_rows: WriteRows, tokenizer: Any
+    row: dict[str, str], column: str, flag: str, hint: str, write_rows: WriteRows, tokenizer: Any
 ) -> None:
     path = write_rows([row, row])
     with pytest.raises(UserError) as caught:
         read(path, Encoder(tokenizer))
     assert str(caught.value) == (
-        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag})"
+        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag}{hint})"
     )
     columns = Columns(chosen="better" if "better" in row else "chosen", rejected=list(row)[2])
     assert len(read(path, Encoder(tokenizer), columns=columns)) == 2
@@ -273,6 +273,70 @@ def test_a_prompt_column_asked_for_by_name_must_be_there(
     path = write_rows([GOOD])
     with pytest.raises(UserError, match=r"no column .promt.*--prompt-text-column"):
         read(path, Encoder(tokenizer), columns=Columns(prompt="promt"))
+
+
+ORCA = {"system": "S", "question": "Why?", "chosen": "Because.", "rejected": "No idea."}
+
+
+def test_the_form_is_reported_and_said_in_every_run(
+    write_rows: WriteRows, tokenizer: Any, encoded_batches: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    path = write_rows([{**ORCA, "context": "X"}, ORCA])
+    said = [
+        f"{path}: read as Orca DPO pairs (system + question → prompt)",
+        f"{path}: column 'context' (1 of 2 rows) is not used; put it into the prompt if the "
+        "answers need it",
+    ]
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        report = read(path, Encoder(tokenizer)).report
+        assert [sentence for _, sentence in report["said"]] == caplog.messages == said
+    assert encoded_batches == [2]
+
+
+def test_no_prompt_is_made_up(write_rows: WriteRows, tokenizer: Any) -> None:
+    rows = [{**ORCA, "chosen": "The answer is 4.", "rejected": "The answer is 5."}]
+    path = write_rows([{k: row[k] for k in row if k != "system"} for row in rows])
+    with pytest.raises(UserError) as caught:
+        read(path, Encoder(tokenizer))
+    assert str(caught.value) == (
+        f"{path}: has no column 'prompt'; there is a column 'question': set --prompt-text-column "
+        "question"
+    )
+    assert len(read(path, Encoder(tokenizer), columns=Columns(prompt="question"))) == 1
+
+
+def test_ranked_lists_are_pairs_of_one_row(write_rows: WriteRows, tokenizer: Any) -> None:
+    answers = [{"answer": text, "rank": n} for n, text in enumerate(("a", "b", "c"), start=1)]
+    path = write_rows([{"prompt": "Why?", "answers": answers}, {"prompt": "Q", "answers": []}])
+    report = read(path, Encoder(tokenizer)).report
+    assert (report["pairs"], report["rows"]) == (2, 3)
+    assert report["skipped"]["unranked"]["first"] == [f"{path}:2"]
+    with pytest.raises(UserError, match=r":2: no answer of the list is ranked above another"):
+        read(path, Encoder(tokenizer), strict=True)
+
+
+def test_a_lower_score_is_counted(write_rows: WriteRows, tokenizer: Any) -> None:
+    worse = {**GOOD, "score_chosen": 3, "score_rejected": 8}
+    better = {**GOOD, "score_chosen": 8, "score_rejected": 3}
+    path = write_rows([better, worse, {**worse, "chosen": ""}, worse])
+    notes = read(path, Encoder(tokenizer)).report["notes"]
+    assert notes["lower_score"]["count"] == 2
+    assert notes["lower_score"]["first"] == [f"{path}:2", f"{path}:4"]
+
+
+def test_rows_in_memory_are_read_the_same_way(tokenizer: Any) -> None:
+    from orpo_dist import ORPOConfig
+    from orpo_dist.data import as_pairs
+
+    assert len(as_pairs([ORCA], Encoder(tokenizer), ORPOConfig())) == 1
+    config = ORPOConfig(data_format="alpaca")
+    with pytest.raises(UserError, match=r"^dataset: data_format alpaca needs instruction"):
+        as_pairs([ORCA], Encoder(tokenizer), config)
+    row = {"instruction": "I", "input": "X", "chosen": "a", "rejected": "b"}
+    assert len(as_pairs([row], Encoder(tokenizer), config)) == 1
 
 
 def test_without_a_prompt_limit_the_answers_keep_room(

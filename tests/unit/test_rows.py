@@ -219,6 +219,7 @@ def test_every_reason_of_this_stage_is_tested() -> None:
     later_stages |= {"foreign_marks", "special_inside", "same_when_rendered"}  # test_forms.py
     later_stages |= {"no_shared_prompt"}  # above
     later_stages |= {"no_difficulty"}  # test_curriculum.py
+    later_stages |= {"serialised", "unranked", "no_prompt"}  # the tests of schemas
     assert {reason for reason, _ in REFUSED} | later_stages == set(REASONS)
 
 
