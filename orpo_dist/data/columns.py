@@ -18,13 +18,13 @@ LIKE_PROMPT = (
 )  # fmt: skip
 LIKE_CHOSEN = (
     "chosen_response", "chosen_text", "chosen_answer", "preferred", "preferred_response", "better",
-    "better_response", "winner", "win", "accepted", "accept", "positive", "pos", "good",
+    "better_response", "accepted", "accept", "positive", "pos", "good",
     "response_j", "response_a", "response_w", "answer_w", "yw", "y_w", "output", "response",
     "answer", "completion",
 )  # fmt: skip
 LIKE_REJECTED = (
     "rejected_response", "rejected_text", "rejected_answer", "dispreferred", "non_preferred",
-    "nonpreferred", "worse", "worse_response", "loser", "lose", "reject", "negative", "neg", "bad",
+    "nonpreferred", "worse", "worse_response", "reject", "negative", "neg", "bad",
     "response_k", "response_b", "response_l", "answer_l", "yl", "y_l",
 )  # fmt: skip
 LIKE = {
@@ -45,11 +45,8 @@ CONTEXT = {
     **dict.fromkeys(LIKE["system"], "set --system-column {name}"),
     **dict.fromkeys(LIKE["tools"], "set --tools-column {name}"),
     **dict.fromkeys(
-        ("input", "history"),
-        "put it into the prompt if the answers need it (--data-format alpaca does that)",
-    ),
-    **dict.fromkeys(
-        ("context", "contexts", "document", "documents", "passage", "background", "knowledge"),
+        ("input", "history", "context", "contexts", "document", "documents", "passage",
+         "background", "knowledge"),
         "put it into the prompt if the answers need it",
     ),
 }  # fmt: skip

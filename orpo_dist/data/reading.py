@@ -121,6 +121,8 @@ class Reading:
         remarks = []
         for name, count in self._unused.items():
             advice = CONTEXT[name].format(name=quoted(name))
+            if name in ("input", "history") and self.columns.prompt == "instruction":
+                advice = "--data-format alpaca joins it to the instruction"
             rows = f"{count} of {self._seen} rows"
             remarks.append((True, f"{self.where}: column '{name}' ({rows}) is not used; {advice}"))
         if self.form.ranking is not None:

@@ -360,11 +360,7 @@ def test_columns_named_by_the_user_win() -> None:
     [
         ("system", "S", "set --system-column system"),
         ("system_prompt", "S", "set --system-column system_prompt"),
-        (
-            "input",
-            "X",
-            "put it into the prompt if the answers need it (--data-format alpaca does that)",
-        ),
+        ("input", "X", "put it into the prompt if the answers need it"),
         ("context", "X", "put it into the prompt if the answers need it"),
         ("document", "X", "put it into the prompt if the answers need it"),
         ("functions", "[]x", "set --tools-column functions"),
@@ -380,6 +376,19 @@ def test_context_that_is_not_used_is_named_once(
     line = f"x.jsonl: column '{name}' (2 of 4 rows) is not used; {advice}"
     assert caplog.messages == [line]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_an_instruction_named_by_the_user_leaves_its_input_out_aloud() -> None:
+    row = {"instruction": "I", "input": "X", **SIDES}
+    found = reading(row, replace(AUTO, prompt="instruction"))
+    list(found)
+    ((loud, sentence),) = found.conclude()
+    assert loud and sentence == (
+        "x.jsonl: column 'input' (1 of 1 rows) is not used; --data-format alpaca joins it to the "
+        "instruction"
+    )
+    both = reading(row, replace(AUTO, prompt="instruction", data_format="alpaca"))
+    assert [record.row["prompt"] for record in both] == ["I\nX"]
 
 
 def test_columns_that_are_used_or_empty_are_not_named() -> None:
