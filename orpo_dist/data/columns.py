@@ -107,6 +107,7 @@ def require_prompt(head: Head, columns: Columns) -> None:
     others = [name for name in head.names if name not in used and _holds_text(head, name)]
     likely = lookalikes(others, columns.prompt, LIKE_PROMPT)
     found = [*likely, *(n for n in others if n not in likely and not ABOUT.search(n))]
+    found = [name for name in found if name not in LIKE["system"]] or found
     if not found:
         return
     empty = columns.prompt in head.names

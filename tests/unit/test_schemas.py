@@ -248,6 +248,7 @@ def refusal(row: Any, columns: Columns = AUTO, **options: Any) -> str:
           "rejected": [said("assistant", "b")]}, "set --prompt-text-column messages"),
         ({"words": "Q"}, "there is a column 'words': set --prompt-text-column words (or "
                          "--implicit-prompt"),
+        ({"system": "S", "question": "Q"}, "there is a column 'question': set"),
         ({"system": "S"}, "there is a column 'system': set --prompt-text-column system"),
         ({"prompt": None, "question": "Q"}, "column 'prompt' is empty; there is a column"),
     ],
