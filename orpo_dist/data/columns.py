@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,11 @@ class Head:
     def values(self, name: str) -> list[Any]:
         """The values of a column that are not null, message lists unserialised."""
         return [readable(row[name]) for row in self.rows if row.get(name) is not None]
+
+
+def filled(value: Any) -> bool:
+    """Whether a cell holds anything."""
+    return len(value) > 0 if isinstance(value, Sized) else value is not None
 
 
 def readable(value: Any) -> Any:

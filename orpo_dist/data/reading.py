@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_dist.data.columns import CONTEXT, Head, quoted, require, require_prompt, score_columns
+from orpo_dist.data.columns import (
+    CONTEXT,
+    Head,
+    filled,
+    quoted,
+    require,
+    require_prompt,
+    score_columns,
+)
 from orpo_dist.data.json_files import Unreadable
 from orpo_dist.data.rows import Columns, Example, Unusable, parse_row
 from orpo_dist.data.schemas import Form, are_transcripts, recognise
@@ -80,7 +88,9 @@ class Reading:
                 yield Record(origin, None, row, reason)
                 continue
             self._seen += 1
-            self._unused.update(n for n in row if n in CONTEXT and row[n] and n not in self._used)
+            self._unused.update(
+                n for n in row if n in CONTEXT and n not in self._used and filled(row[n])
+            )
             try:
                 yield from self._records(origin, row)
             except Unusable as unusable:

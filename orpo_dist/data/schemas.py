@@ -11,7 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orpo_dist.data.columns import ASSISTANTS, Head, as_list, readable, roles_of, waits_for_answer
+from orpo_dist.data.columns import (
+    ASSISTANTS,
+    Head,
+    as_list,
+    filled,
+    readable,
+    roles_of,
+    waits_for_answer,
+)
 from orpo_dist.data.ranked import LISTS, Ranking, find_ranking
 from orpo_dist.data.rows import Columns, Unusable
 from orpo_dist.data.serialised import listed
@@ -144,7 +152,7 @@ def _alpaca_prompt(row: dict[str, Any]) -> Any:
 
     Raises ``Unusable`` where one of them is not what it is for.
     """
-    parts = [part for part in (row.get("instruction"), row.get("input")) if part]
+    parts = [part for part in (row.get("instruction"), row.get("input")) if filled(part)]
     if len(parts) == 1 and not isinstance(parts[0], str):
         asked = parts[0]  # messages
     elif all(isinstance(part, str) for part in parts):

@@ -18,14 +18,14 @@ from typing import Any
 
 # Decides for nearly every cell: a bracket, then a message's key. The quote in front: JSON in JSON.
 _KEYS = "role|from|content|value|name|id|type|weight|tool_calls|tool_call_id|reasoning_content"
-_MESSAGES = re.compile(rf"""\s*(?:array\()?\s*[\[(]?\s*\{{\s*(['"])(?:{_KEYS})\1\s*:""")
-_ENCODED = re.compile(rf"""\s*['"][\\'"\s]*\[?\s*\{{\s*\\*['"](?:{_KEYS})\\*['"]\s*:""")
+_MESSAGES = re.compile(rf"""\s*(?:array\(\s*)?(?:[\[(]\s*)?\{{\s*(['"])(?:{_KEYS})\1\s*:""")
+_ENCODED = re.compile(rf"""\s*['"][\\'"\s]*(?:\[\s*)?\{{\s*\\*['"](?:{_KEYS})\\*['"]\s*:""")
 # What a broken text must show, for it may be an answer in JSON that was cut off: a role, or a list.
 _SURE = re.compile(
     r"""(['"])(?:role|from)\\*\1\s*:\s*\\*['"](?:system|user|human|assistant|gpt|tool)\\*['"]"""
-    r"""|\s*(?:array\()?\[\s*\{\s*(['"])content\2"""
+    r"""|\A\s*(?:array\(\s*)?\[\s*\{\s*(['"])content\2"""
 )
-_LIST = re.compile(r"\s*(?:array\()?\s*[\[{]")
+_LIST = re.compile(r"\s*(?:array\(\s*)?[\[{]")
 
 _NAMES = {"null": None, "true": True, "false": False, "nan": None, "NaN": None, "inf": None}
 _CALLS = {"array", "float64", "float32", "int64", "int32", "str_", "bool_", "list", "dict"}

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orpo_dist.data.reading import Reading, Record
@@ -466,6 +467,7 @@ def test_a_lower_score_is_noted(scores: dict[str, Any], lower: bool) -> None:
         ({"history": "none"}, "wrong_type"),
         ({"history": [["a"]]}, "wrong_type"),
         ({"input": ["X"]}, "wrong_type"),
+        ({"input": np.array(["X"])}, "wrong_type"),
         ({"instruction": talk("a")[:1], "input": "X"}, "wrong_type"),
     ],
 )  # fmt: skip
