@@ -349,6 +349,8 @@ def test_columns_named_by_the_user_win() -> None:
     ]
     found = reading(row, replace(AUTO, system="persona"))
     assert found.columns.system == "persona"
+    found = reading({"persona": "P", "question": "Q", **SIDES}, replace(AUTO, system="persona"))
+    assert (found.columns.prompt, found.columns.system) == ("question", "persona")
     orca = {"system": "S", "ask": "Q", **SIDES}
     found = reading(orca, replace(AUTO, data_format="orca", prompt="ask"))
     assert (found.columns.prompt, found.columns.system) == ("ask", "system")
