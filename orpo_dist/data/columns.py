@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,13 @@ LIKE_PROMPT = (
 )  # fmt: skip
 LIKE_CHOSEN = (
     "chosen_response", "chosen_text", "chosen_answer", "preferred", "preferred_response", "better",
-    "better_response", "winner", "win", "accepted", "accept", "positive", "pos", "good",
+    "better_response", "accepted", "accept", "positive", "pos", "good",
     "response_j", "response_a", "response_w", "answer_w", "yw", "y_w", "output", "response",
     "answer", "completion",
 )  # fmt: skip
 LIKE_REJECTED = (
     "rejected_response", "rejected_text", "rejected_answer", "dispreferred", "non_preferred",
-    "nonpreferred", "worse", "worse_response", "loser", "lose", "reject", "negative", "neg", "bad",
+    "nonpreferred", "worse", "worse_response", "reject", "negative", "neg", "bad",
     "response_k", "response_b", "response_l", "answer_l", "yl", "y_l",
 )  # fmt: skip
 LIKE = {
@@ -46,11 +46,8 @@ CONTEXT = {
     **dict.fromkeys(LIKE["system"], "set --system-column {name}"),
     **dict.fromkeys(LIKE["tools"], "set --tools-column {name}"),
     **dict.fromkeys(
-        ("input", "history"),
-        "put it into the prompt if the answers need it (--data-format alpaca does that)",
-    ),
-    **dict.fromkeys(
-        ("context", "contexts", "document", "documents", "passage", "background", "knowledge"),
+        ("input", "history", "context", "contexts", "document", "documents", "passage",
+         "background", "knowledge"),
         "put it into the prompt if the answers need it",
     ),
 }  # fmt: skip
@@ -73,6 +70,11 @@ class Head:
     def values(self, name: str) -> list[Any]:
         """The values of a column that are not null, message lists unserialised."""
         return [readable(row[name]) for row in self.rows if row.get(name) is not None]
+
+
+def filled(value: Any) -> bool:
+    """Whether a cell holds anything."""
+    return len(value) > 0 if isinstance(value, Sized) else value is not None
 
 
 def readable(value: Any) -> Any:
@@ -111,6 +113,7 @@ def require_prompt(head: Head, columns: Columns) -> None:
     others = [name for name in head.names if name not in used and _holds_text(head, name)]
     likely = lookalikes(others, columns.prompt, LIKE_PROMPT)
     found = [*likely, *(n for n in others if n not in likely and not ABOUT.search(n))]
+    found = [name for name in found if name not in LIKE["system"]] or found
     if not found:
         return
     empty = columns.prompt in head.names

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_dist.data.columns import CONTEXT, Head, quoted, require, require_prompt, score_columns
+from orpo_dist.data.columns import (
+    CONTEXT,
+    Head,
+    filled,
+    quoted,
+    require,
+    require_prompt,
+    score_columns,
+)
 from orpo_dist.data.json_files import Unreadable
 from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.rows import Columns, Example, parse_row
@@ -81,7 +89,9 @@ class Reading:
                 yield Record(origin, None, row, refusal)
                 continue
             self._seen += 1
-            self._unused.update(n for n in row if n in CONTEXT and row[n] and n not in self._used)
+            self._unused.update(
+                n for n in row if n in CONTEXT and n not in self._used and filled(row[n])
+            )
             try:
                 yield from self._records(origin, row)
             except Unusable as unusable:
@@ -122,6 +132,8 @@ class Reading:
         remarks = []
         for name, count in self._unused.items():
             advice = CONTEXT[name].format(name=quoted(name))
+            if name in ("input", "history") and self.columns.prompt == "instruction":
+                advice = "--data-format alpaca joins it to the instruction"
             rows = f"{count} of {self._seen} rows"
             remarks.append((True, f"{self.where}: column '{name}' ({rows}) is not used; {advice}"))
         if self.form.ranking is not None:

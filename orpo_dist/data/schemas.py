@@ -10,7 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orpo_dist.data.columns import ASSISTANTS, Head, as_list, readable, roles_of, waits_for_answer
+from orpo_dist.data.columns import (
+    ASSISTANTS,
+    Head,
+    as_list,
+    filled,
+    readable,
+    roles_of,
+    waits_for_answer,
+)
 from orpo_dist.data.ranked import LISTS, Ranking, find_ranking
 from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.rows import Columns
@@ -100,13 +108,13 @@ def _prompt(head: Head, columns: Columns, *usual: str) -> str | None:
 
 
 def orca(head: Head, columns: Columns, forced: bool = False) -> Form | Missing:
-    question = _prompt(head, columns, *QUESTIONS)
-    if not (question and head.has("system", columns.chosen, columns.rejected)):
+    question, system = _prompt(head, columns, *QUESTIONS), _system(head, columns)
+    if not (question and system and head.has(columns.chosen, columns.rejected)):
         return Missing("system, question (or input), chosen and rejected")
     if not forced and head.first_of(columns.prompt, "instruction"):
         return Missing("no other prompt")
-    found = replace(columns, prompt=question, system=_system(head, columns))
-    return Form("Orca DPO pairs", f"{found.system} + {question} → prompt", found)
+    found = replace(columns, prompt=question, system=system)
+    return Form("Orca DPO pairs", f"{system} + {question} → prompt", found)
 
 
 def alpaca(head: Head, columns: Columns, forced: bool = False) -> Form | Missing:
@@ -141,7 +149,7 @@ def _alpaca_prompt(row: dict[str, Any]) -> Any:
 
     Raises ``Unusable`` where one of them is not what it is for.
     """
-    parts = [part for part in (row.get("instruction"), row.get("input")) if part]
+    parts: list[Any] = [part for part in (row.get("instruction"), row.get("input")) if filled(part)]
     if len(parts) == 1 and not isinstance(parts[0], str):
         asked = parts[0]  # messages
     elif all(isinstance(part, str) for part in parts):

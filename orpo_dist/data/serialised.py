@@ -7,6 +7,7 @@ the tree. An answer that is JSON or code of another kind stays the text it is.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import re
@@ -19,14 +20,14 @@ from orpo_dist.data.reasons import Unusable
 
 # Decides for nearly every cell: a bracket, then a message's key. The quote in front: JSON in JSON.
 _KEYS = "role|from|content|value|name|id|type|weight|tool_calls|tool_call_id|reasoning_content"
-_MESSAGES = re.compile(rf"""\s*(?:array\()?\s*[\[(]?\s*\{{\s*(['"])(?:{_KEYS})\1\s*:""")
-_ENCODED = re.compile(rf"""\s*['"][\\'"\s]*\[?\s*\{{\s*\\*['"](?:{_KEYS})\\*['"]\s*:""")
+_MESSAGES = re.compile(rf"""\s*(?:array\(\s*)?(?:[\[(]\s*)?\{{\s*(['"])(?:{_KEYS})\1\s*:""")
+_ENCODED = re.compile(rf"""\s*['"][\\'"\s]*(?:\[\s*)?\{{\s*\\*['"](?:{_KEYS})\\*['"]\s*:""")
 # What a broken text must show, for it may be an answer in JSON that was cut off: a role, or a list.
 _SURE = re.compile(
     r"""(['"])(?:role|from)\\*\1\s*:\s*\\*['"](?:system|user|human|assistant|gpt|tool)\\*['"]"""
-    r"""|\s*(?:array\()?\[\s*\{\s*(['"])content\2"""
+    r"""|\A\s*(?:array\(\s*)?\[\s*\{\s*(['"])content\2"""
 )
-_LIST = re.compile(r"\s*(?:array\()?\s*[\[{]")
+_LIST = re.compile(r"\s*(?:array\(\s*)?[\[{]")
 
 _NAMES = {"null": None, "true": True, "false": False, "nan": None, "NaN": None, "inf": None}
 _CALLS = {"array", "float64", "float32", "int64", "int32", "str_", "bool_", "list", "dict"}
@@ -104,14 +105,20 @@ def _literal(text: str, kind: type | tuple[type, ...]) -> Any:
     try:
         found = json.loads(text, strict=False)
     except ValueError:
-        _refuse_more(text)
-        with warnings.catch_warnings():  # unknown escapes such as \d
-            warnings.simplefilter("ignore")
-            tree = ast.parse(_with_commas(text.strip()), mode="eval")
-        found = _value(tree.body)
+        found = _value(_tree(text.strip()))
     if not isinstance(found, kind):
         raise _Code
     return found
+
+
+def _tree(text: str) -> ast.expr:
+    """Python's reading of the text, after commas were put where numpy leaves them out."""
+    with warnings.catch_warnings():  # unknown escapes such as \d
+        warnings.simplefilter("ignore")
+        if _MESSAGES.match(text):  # no 'a' 'b', which Python would take for one text
+            with contextlib.suppress(SyntaxError):
+                return ast.parse(text, mode="eval").body
+        return ast.parse(_with_commas(text), mode="eval").body
 
 
 def _value(node: ast.expr) -> Any:
@@ -144,31 +151,29 @@ def _tokens(text: str) -> Iterator[tokenize.TokenInfo]:
         raise ValueError("cannot be read") from error
 
 
-def _refuse_more(text: str) -> None:
-    """``_Code`` if the first bracket (or string) closes and text follows: prose with an example."""
-    depth = 0
-    for token in _tokens(text.strip()):
-        if token.type == tokenize.OP:
-            depth += (token.string in "([{") - (token.string in ")]}")
-        if depth == 0 and (token.string in ("]", "}", ")") or token.type == tokenize.STRING):
-            line, column = token.end
-            lines = text.strip().split("\n")  # as the tokens' positions count them
-            if lines[line - 1][column:].strip() or "".join(lines[line:]).strip():
-                raise _Code
-            return
-    raise ValueError("cut off")
-
-
 def _with_commas(text: str) -> str:
-    """numpy writes ``[{...} {...}]`` and ``['a' 'b']``: the same with commas between the values."""
-    lines = text.split("\n")
-    places, before = [], None
+    """numpy writes ``[{...} {...}]`` and ``['a' 'b']``: the same with commas between the values.
+
+    Raises ``_Code`` where text follows the closing bracket, and ``ValueError`` where none closes.
+    """
+    lines = text.split("\n")  # as the positions of tokens count them
+    places: list[tuple[int, int]] = []
+    depth, before = 0, None
     for token in _tokens(text):
-        if token.type in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER):
+        if token.type in (tokenize.NL, tokenize.NEWLINE):
             continue
         if before is not None and _ends(before) and _begins(token):
             places.append(before.end)
         before = token
+        if token.type == tokenize.OP:
+            depth += (token.string in "([{") - (token.string in ")]}")
+        if depth == 0 and _ends(token):
+            break
+    else:
+        raise ValueError("cut off")
+    line, column = before.end
+    if lines[line - 1][column:].strip() or "".join(lines[line:]).strip():
+        raise _Code
     for line, column in reversed(places):
         lines[line - 1] = f"{lines[line - 1][:column]},{lines[line - 1][column:]}"
     return "\n".join(lines)

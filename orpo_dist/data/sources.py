@@ -36,7 +36,7 @@ def open_source(path: str, split: str) -> Source:
     if where.is_dir():
         if (where / "dataset_info.json").exists() or (where / "dataset_dict.json").exists():
             return _datasets_source(path, split, local=True)
-        return _files_source(where.resolve().name, folder_files(where, split))
+        return _files_source(where.name or where.resolve().name, folder_files(where, split))
     if where.is_file():
         return _files_source(where.name.split(".")[0], [where])
     # a hub id may hold a version, as in org/name-v1.1

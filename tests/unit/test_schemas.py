@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orpo_dist.data.reading import Reading, Record
@@ -252,6 +253,7 @@ def refusal(row: Any, columns: Columns = AUTO, **options: Any) -> str:
           "rejected": [said("assistant", "b")]}, "set --prompt-text-column messages"),
         ({"words": "Q"}, "there is a column 'words': set --prompt-text-column words (or "
                          "--implicit-prompt"),
+        ({"system": "S", "question": "Q"}, "there is a column 'question': set"),
         ({"system": "S"}, "there is a column 'system': set --prompt-text-column system"),
         ({"prompt": None, "question": "Q"}, "column 'prompt' is empty; there is a column"),
     ],
@@ -351,6 +353,8 @@ def test_columns_named_by_the_user_win() -> None:
     ]
     found = reading(row, replace(AUTO, system="persona"))
     assert found.columns.system == "persona"
+    found = reading({"persona": "P", "question": "Q", **SIDES}, replace(AUTO, system="persona"))
+    assert (found.columns.prompt, found.columns.system) == ("question", "persona")
     orca = {"system": "S", "ask": "Q", **SIDES}
     found = reading(orca, replace(AUTO, data_format="orca", prompt="ask"))
     assert (found.columns.prompt, found.columns.system) == ("ask", "system")
@@ -364,11 +368,7 @@ def test_columns_named_by_the_user_win() -> None:
     [
         ("system", "S", "set --system-column system"),
         ("system_prompt", "S", "set --system-column system_prompt"),
-        (
-            "input",
-            "X",
-            "put it into the prompt if the answers need it (--data-format alpaca does that)",
-        ),
+        ("input", "X", "put it into the prompt if the answers need it"),
         ("context", "X", "put it into the prompt if the answers need it"),
         ("document", "X", "put it into the prompt if the answers need it"),
         ("functions", "[]x", "set --tools-column functions"),
@@ -384,6 +384,19 @@ def test_context_that_is_not_used_is_named_once(
     line = f"x.jsonl: column '{name}' (2 of 4 rows) is not used; {advice}"
     assert caplog.messages == [line]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_an_instruction_named_by_the_user_leaves_its_input_out_aloud() -> None:
+    row = {"instruction": "I", "input": "X", **SIDES}
+    found = reading(row, replace(AUTO, prompt="instruction"))
+    list(found)
+    ((loud, sentence),) = found.conclude()
+    assert loud and sentence == (
+        "x.jsonl: column 'input' (1 of 1 rows) is not used; --data-format alpaca joins it to the "
+        "instruction"
+    )
+    both = reading(row, replace(AUTO, prompt="instruction", data_format="alpaca"))
+    assert [record.row["prompt"] for record in both] == ["I\nX"]
 
 
 def test_columns_that_are_used_or_empty_are_not_named() -> None:
@@ -460,6 +473,7 @@ def test_a_lower_score_is_noted(scores: dict[str, Any], lower: bool) -> None:
         ({"history": "none"}, "wrong_type"),
         ({"history": [["a"]]}, "wrong_type"),
         ({"input": ["X"]}, "wrong_type"),
+        ({"input": np.array(["X"])}, "wrong_type"),
         ({"instruction": talk("a")[:1], "input": "X"}, "wrong_type"),
     ],
 )  # fmt: skip

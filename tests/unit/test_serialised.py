@@ -131,6 +131,14 @@ def test_other_values_stay(value: Any) -> None:
     assert unserialised(value) is value
 
 
+@pytest.mark.parametrize("begin", ["", '"', "[", '"[', "array(", "{", '[{"content', "\\"])
+@pytest.mark.timeout(5)
+def test_long_blanks_and_brackets_take_no_time(begin: str) -> None:
+    for filling in (" ", "\n", '"', "\\", "[", "{"):
+        text = begin + filling * 50_000
+        assert unserialised(text) is text
+
+
 TEXT = st.text(max_size=30) | st.text(st.sampled_from("[]{}()'\"\\\n,:ab "), max_size=30)
 
 
