@@ -132,18 +132,21 @@ def complete_adapter(folder: Path, model: Any) -> None:
     takes ``lora_magnitude_vector`` for a module, and drops the tensor of that name). PEFT knows
     both names.
     """
-    settings = model.get_base_model().generation_config
+    settings = getattr(model.get_base_model(), "generation_config", None)
     if settings is not None:
         settings.save_pretrained(folder)
-    if not model.active_peft_config.use_dora:
-        return
+    if getattr(model.active_peft_config, "use_dora", False):  # other kinds have no such setting
+        _rename_magnitudes(folder / "adapter_model.safetensors")
+
+
+def _rename_magnitudes(file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    file, scratch = folder / "adapter_model.safetensors", folder / ".adapter_model.safetensors"
     tensors = {
         f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: tensor
         for name, tensor in load_file(file).items()
     }
+    scratch = file.with_name(f".{file.name}")
     save_file(tensors, scratch, metadata={"format": "pt"})
     scratch.replace(file)
 

@@ -20,6 +20,8 @@ from orpo_dist.cli import main
 from orpo_dist.config import load_config
 from orpo_dist.generation.speakers import speakers
 from orpo_dist.model import load_model_config, load_tokenizer
+from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.shared import fetch_model, prepare_shared, refuse_unfit
 from tests.conftest import DEMO
 
 DATA = str(DEMO / "train.jsonl")
@@ -132,6 +134,17 @@ def test_plan_and_evaluate_take_an_adapter(
     assert main(["evaluate", str(first), "--data-path", str(DEMO / "eval.jsonl")]) == 0
 
 
+def test_a_sweep_takes_an_adapter(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "orpo_dist")
+    base = {"model": str(first), "data_path": DATA, "valid_data_path": str(DEMO / "eval.jsonl")}
+    sweep = load_sweep({"space": {"orpo_alpha": {"grid": [0, 1]}}, "base": base})
+    refuse_unfit(sweep)
+    prepare_shared(sweep)
+    assert "192 pairs, 64 held out" in caplog.text
+
+
 @pytest.fixture
 def alone(first: Path, tmp_path: Path) -> Path:
     """An adapter as PEFT saves it, without a tokenizer."""
@@ -183,9 +196,15 @@ def test_a_base_on_the_hub_is_loaded_by_its_id_and_revision(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda **options: asked.update(options))
     with_base(alone, base_model_name_or_path="org/base", revision="v1")
-    load_model_config(str(alone), settings(alone, tmp_path / "run"))
+    config = settings(alone, tmp_path / "run")
+    load_model_config(str(alone), config)
     assert asked["pretrained_model_name_or_path"] == "org/base"
     assert asked["revision"] == "v1"
+    fetched: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: fetched.append((a, k)))
+    fetch_model(config)
+    assert fetched[0][0] == ("org/base",)
+    assert fetched[0][1]["revision"] == "v1"
 
 
 def test_a_run_does_not_replace_the_model_that_it_begins_with(first: Path) -> None:
@@ -206,3 +225,20 @@ def test_dora_is_saved_so_that_transformers_and_peft_load_it(
     again = settings(tiny_model_dir, tmp_path / "run", resume_from_checkpoint="auto", **dora)
     resumed = train(again.replace(max_steps=3, lr=1e-9))
     torch.testing.assert_close(logits(resumed.model), logits(handle.model))
+
+
+def test_another_kind_of_adapter_from_python_is_saved(tiny_model: Any, tmp_path: Path) -> None:
+    from peft import IA3Config
+
+    ia3 = IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    args = settings("none", tmp_path).replace(model=None, data_path=[], max_steps=1)
+    rows = [json.loads(line) for line in Path(DATA).read_text("utf-8").splitlines()[:8]]
+    tokenizer = load_tokenizer(tiny_model.config._name_or_path, args)
+    trainer = ORPOTrainer(tiny_model, args, rows, processing_class=tokenizer, peft_config=ia3)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "generation_config.json").exists()
+    with pytest.raises(UserError, match="kind IA3"):
+        going_on(settings(tmp_path / "saved", tmp_path / "run"))
