@@ -60,10 +60,11 @@ def going_on(config: ORPOConfig, model: str | None = None) -> ORPOConfig:
             f"model {model}: holds an adapter of the kind {found.get('peft_type')}; only LoRA "
             "adapters can be trained on"
         )
-    own = _settings(found, config)
+    own = _settings(found)
     for name, value in own.items():
         asked = getattr(config, name)
-        if asked != ORPOConfig.model_fields[name].default and _set(asked) != _set(value):
+        same = _names(asked) == _names(value) if name == "target_modules" else asked == value
+        if not same and asked != ORPOConfig.model_fields[name].default:
             raise UserError(
                 f"{name} {asked}: the adapter in {model} has {value}, and training goes on with "
                 f"that adapter; leave {name} out, or merge the adapter into its base first "
@@ -72,23 +73,18 @@ def going_on(config: ORPOConfig, model: str | None = None) -> ORPOConfig:
     return config.replace(peft=True, **own)
 
 
-def _settings(found: dict[str, Any], config: ORPOConfig) -> dict[str, Any]:
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
     """The settings of a saved adapter by their names here."""
-    targets = found["target_modules"]
-    return {
-        "lora_r": found["r"],
-        "lora_alpha": found["lora_alpha"],
-        "lora_dropout": found["lora_dropout"],
-        "use_dora": found.get("use_dora", False),
-        "target_modules": (
-            ",".join(sorted(targets)) if isinstance(targets, list) else config.target_modules
-        ),
-    }
+    own = {name: found[name] for name in ("lora_alpha", "lora_dropout")}
+    own |= {"lora_r": found["r"], "use_dora": found.get("use_dora", False)}
+    if isinstance(found["target_modules"], list):  # and not a pattern
+        own["target_modules"] = ",".join(sorted(_names(",".join(found["target_modules"]))))
+    return own
 
 
-def _set(value: Any) -> Any:
-    """Target modules without their order."""
-    return {name.strip() for name in value.split(",")} if isinstance(value, str) else value
+def _names(targets: str) -> set[str]:
+    """Of modules, whatever layer they are in."""
+    return {name.strip().rpartition(".")[2] for name in targets.split(",")}
 
 
 def say_going_on(config: ORPOConfig, quantization: str | None) -> None:
@@ -136,18 +132,21 @@ def complete_adapter(folder: Path, model: Any) -> None:
     takes ``lora_magnitude_vector`` for a module, and drops the tensor of that name). PEFT knows
     both names.
     """
-    settings = model.get_base_model().generation_config
+    settings = getattr(model.get_base_model(), "generation_config", None)
     if settings is not None:
         settings.save_pretrained(folder)
-    if not model.active_peft_config.use_dora:
-        return
+    if getattr(model.active_peft_config, "use_dora", False):  # other kinds have no such setting
+        _rename_magnitudes(folder / "adapter_model.safetensors")
+
+
+def _rename_magnitudes(file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    file, scratch = folder / "adapter_model.safetensors", folder / ".adapter_model.safetensors"
     tensors = {
         f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: tensor
         for name, tensor in load_file(file).items()
     }
+    scratch = file.with_name(f".{file.name}")
     save_file(tensors, scratch, metadata={"format": "pt"})
     scratch.replace(file)
 

@@ -120,7 +120,7 @@ class EngineTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            if hasattr(model, "peft_config"):
+            if hasattr(model, "get_base_model"):
                 complete_adapter(folder, model)
             check_weights(folder, model)
 

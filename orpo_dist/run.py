@@ -16,6 +16,7 @@ import torch
 from orpo_dist import runtime
 from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
+from orpo_dist.card import write_card
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.console import quieten_libraries
@@ -56,6 +57,11 @@ def train(
     config = going_on(config.replace(model=locate(config.model)))
     say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
+    if folder.path.resolve() == Path(str(config.model)):
+        raise UserError(
+            f"project_name {config.project_name}: is the folder of the model to begin with; "
+            "choose another name"
+        )
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
     folder.update_run(
@@ -93,6 +99,7 @@ def train(
     )
     if here.is_main:
         write_report(folder.path)
+        write_card(folder.path)
     here.wait()
     return handle
 

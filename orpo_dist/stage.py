@@ -151,12 +151,6 @@ class Stage:
         if self.folder.writes:
             forget_merged(path)
         metrics = final_metrics(trainer)
-        if config.use_dora and not config.merge_adapter:
-            logger.warning(
-                "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or "
-                "train with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's "
-                "magnitudes"
-            )
         model = _merged(trainer, config, path) if config.merge_adapter else trainer.model
         return TrainedModel(model, trainer.processing_class, config, path, metrics)
 

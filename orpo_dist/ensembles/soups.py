@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from orpo_dist.answering import mend_generation, stop_at
+from orpo_dist.card import write_card
 from orpo_dist.data import Encoder
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.ensembles.members import Member, load_members, same_words, template_of
@@ -86,6 +87,7 @@ def _save(model: Any, first: str, folder: Path, recipe: dict[str, Any]) -> None:
     )
     RunFolder(folder).write_config(whole)
     write_json(folder / "soup.json", recipe)
+    write_card(folder)
 
 
 def _refuse_other_words(members: Sequence[Listed]) -> None:
