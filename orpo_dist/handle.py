@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import torch
 
-from orpo_dist.config import ORPOConfig, load_config
+from orpo_dist.config import ORPOConfig, load_config, require_config
 from orpo_dist.data import Encoder, Limits
 from orpo_dist.data.rows import REASONS, Message, Unusable
 from orpo_dist.folder import STAGE, RunFolder, read_json
@@ -181,7 +181,8 @@ def loading_config(
     fully trained is not quantised; any other model where ``config`` says so. Says what it decides.
     """
     run = run_config(path)
-    config = config or run
+    config = run if config is None else config
+    require_config(config)
     adapter = (Path(path).expanduser() / "adapter_config.json").exists()
     wanted = config.quantization if adapter or not config.merge_adapter else None
     wanted = run.quantization if adapter and run.quantization else wanted

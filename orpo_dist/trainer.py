@@ -20,7 +20,7 @@ from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
-from orpo_dist.config import ORPOConfig
+from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
@@ -63,11 +63,7 @@ class ORPOTrainer(BudgetTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ):
         config = args if args is not None else ORPOConfig()
-        if not isinstance(config, ORPOConfig):
-            raise UserError(
-                f"args must be an ORPOConfig, not {type(args).__name__}; settings of "
-                "TrainingArguments go into ORPOConfig(trainer_args={...})"
-            )
+        require_config(config, "args")
         self.runtime = runtime.start()
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
