@@ -12,10 +12,12 @@ from typing import Any, overload
 import torch
 
 from orpo_dist.config import ORPOConfig, load_config, require_config
-from orpo_dist.data import Encoder, Limits
+from orpo_dist.data import Encoder, Limits, bounds
+from orpo_dist.data.bounds import check_ids, require_end
 from orpo_dist.data.rows import REASONS, Message, Unusable
 from orpo_dist.folder import STAGE, RunFolder, read_json
-from orpo_dist.model import load_tokenizer, load_trained, local_device, locate
+from orpo_dist.kinds import embedding_rows
+from orpo_dist.model import Known, load_tokenizer, load_trained, local_device, locate
 from orpo_dist.padding import pad_pairs, padded_scores
 from orpo_dist.quantisation import why_not_quantised
 from orpo_dist.types import Pair, UserError
@@ -42,7 +44,13 @@ class TrainedModel:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(self.tokenizer, self.config.chat_template, Limits())
+        self.rows = embedding_rows(self.model)
+        self.encoder = Encoder(self.tokenizer, self.config.chat_template, Limits(rows=self.rows))
+
+    @property
+    def known(self) -> Known:
+        """As ``look_at`` has it."""
+        return self.tokenizer, self.model.config, self.rows
 
     @torch.no_grad()
     def score(self, prompt: Prompt, completion: str) -> float:
@@ -78,7 +86,7 @@ class TrainedModel:
         rows = [self.prompt_ids(one) for one in prompts]
         width = max(map(len, rows))
         self.check_length(width + max_new_tokens)
-        pad = self.tokenizer.pad_token_id
+        pad = self._pad_id()
         device = self.model.device
         stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
         self.model.eval()
@@ -99,12 +107,25 @@ class TrainedModel:
     def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[int]]:
         """Token ids of prompt and answer, its end included; ``UserError`` as ``prompt_ids``."""
         with self._readable():
-            return self.encoder.encode_answer(prompt, answer)
+            ids, answer_ids = self.encoder.encode_answer(prompt, answer)
+        self.check_ids([*ids, *answer_ids])
+        return ids, answer_ids
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What generation starts from; ``UserError`` if the chat template refuses the messages."""
         with self._readable():
-            return self.encoder.prompt_ids(prompt)
+            ids = self.encoder.prompt_ids(prompt)
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ``UserError`` if one of the token ids is beyond the model's embedding."""
+        check_ids(ids, self.tokenizer, self.rows, f"model {self.path}")
+
+    def _pad_id(self) -> int:
+        """What fills up prompts: masked, and still looked up, so it must be in the embedding."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.encoder.end_id)
+        return next((i for i in known if i is not None and i < (self.rows or i + 1)), 0)
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
@@ -140,7 +161,7 @@ class TrainedModel:
 
 def context_of(model: Any) -> int | None:
     """Tokens that a model takes; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bounds.context_of(model.config)
 
 
 def run_config(path: str | Path) -> ORPOConfig:
@@ -209,6 +230,7 @@ def loading_config(
 def open_model(path: str | Path, config: ORPOConfig) -> TrainedModel:
     """The model at ``path``, loaded as the config says."""
     tokenizer = load_tokenizer(str(path), config)
+    require_end(tokenizer)
     model = load_trained(path, config)
     metrics = read_json(RunFolder(path).run).get("metrics", {})
     return TrainedModel(model, tokenizer, config, Path(path), metrics)

@@ -21,11 +21,12 @@ from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig, require_config
-from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.data import Encoder, PairDataset, as_pairs, check_pairs, limits_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
-from orpo_dist.model import make_policy
+from orpo_dist.model import look_at, make_policy
 from orpo_dist.objective import orpo_loss
+from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
@@ -66,12 +67,14 @@ class ORPOTrainer(BudgetTrainer):
         require_config(config, "args")
         self.runtime = runtime.start()
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
+        processing_class, model_config, rows = look_at(model, config, processing_class)
+        limits = limits_of(config, model_config, rows)
+        self._encoder = Encoder(processing_class, config.chat_template, limits)
+        train_pairs = as_pairs(train_dataset, self._encoder, config, training=True)
+        eval_pairs = as_pairs(eval_dataset, self._encoder, config)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
-        policy, processing_class = make_policy(model, config, processing_class, peft_config)
-        encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
-        train_pairs = as_pairs(train_dataset, encoder, config, training=True)
-        eval_pairs = as_pairs(eval_dataset, encoder, config)
+        policy = make_policy(model, config, peft_config)
         lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)
@@ -132,12 +135,9 @@ class ORPOTrainer(BudgetTrainer):
         if pairs is None:
             raise UserError("evaluation needs an eval_dataset")
         if not isinstance(pairs, PairDataset):
-            encoder = Encoder(
-                self.processing_class,
-                self.config.chat_template,
-                limits_of(self.config, self.model.config),
-            )
-            pairs = as_pairs(pairs, encoder, self.config)
+            pairs = as_pairs(pairs, self._encoder, self.config)
+        elif pairs is not self.eval_dataset:
+            check_pairs(pairs, self._encoder, "eval_dataset")
         if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
             raise UserError(
                 f"evaluation data: has {pairs.longest} tokens in a sequence, and this model's rope "
@@ -220,7 +220,16 @@ class ORPOTrainer(BudgetTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; first finds the token budget, where that is ``auto``."""
         self.settle_budget()
+        self._mention_idle_steps()
         return super().train(*args, **kwargs)
+
+    def _mention_idle_steps(self) -> None:
+        """A warning where much of the run, which may be short, has learning rate 0."""
+        if self.train_plan is None or self.lr_scheduler is not None:
+            return
+        if said := idle_steps(self.args, total_steps(self.config, self.train_plan)):
+            stage = f"stage {self.stage}: " if self.stage is not None else ""
+            logger.warning("%s%s", stage, said)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.data.bounds import require_end
 from orpo_dist.data.rows import Example, Message, Unusable
 from orpo_dist.types import UserError
 
@@ -26,12 +27,17 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit."""
+    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit.
+
+    context: tokens that the model takes; rows: of its embedding; None: not known.
+    """
 
     prompt: int | None = None
     completion: int | None = None
     sequence: int | None = None
     skip_overlong: bool = False
+    context: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None, limits: Limits = Limits()):
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the tokenizer has no end-of-text token, so answers could never end; set "
-                "eos_token in its tokenizer_config.json"
-            )
+        require_end(tokenizer)
         self.tokenizer, self.limits = tokenizer, limits
         probe = tokenizer("a")["input_ids"]
         self._bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []

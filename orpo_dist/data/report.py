@@ -74,6 +74,12 @@ def _summary(lengths: np.ndarray) -> dict[str, int]:
     }
 
 
+def sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:
+    """``(loud, sentence)`` for what was skipped and for what was cut."""
+    skipped = skip_sentence(report)
+    return [(True, skipped)] * bool(skipped) + truncation_sentences(report)
+
+
 def skip_sentence(report: dict[str, Any]) -> str:
     """The skipped rows in one line, or an empty string."""
     if not report["skipped"]:
