@@ -156,6 +156,8 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         **runtime.trainer_settings(),
         **config.trainer_args,
     }
+    if (config.trainer_args.get("dataloader_num_workers") or 0) < 0:
+        raise UserError("trainer_args: dataloader_num_workers is below 0; use 0 for no processes")
     try:
         return OneDevice(**settings)
     except (ValueError, TypeError, AttributeError, ImportError) as error:

@@ -44,7 +44,8 @@ def _within(config: ORPOConfig, context: int) -> None:
         for name in ("max_completion_length", "max_seq_length")
         if (limit := getattr(config, name)) is not None and limit > context
     ]
-    if (config.max_prompt_length or 0) > context - 2:
+    default = ORPOConfig.model_fields["max_prompt_length"].default  # which nobody asked for
+    if config.max_prompt_length not in (None, default) and config.max_prompt_length > context - 2:
         found.append(
             f"max_prompt_length {config.max_prompt_length} leaves no room for an answer within "
             f"the model's context of {context} tokens"

@@ -224,7 +224,8 @@ def test_an_end_that_a_tokenizer_adds_by_itself_is_beyond_the_embedding(
     tiny_model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     tokenizer.add_special_tokens({"eos_token": "<nope>"})  # as loading such a folder does
-    config = od.ORPOConfig(project_name=str(tmp_path), log="none", chat_template="none")
+    tokenizer.chat_template = None  # its own names another end
+    config = od.ORPOConfig(project_name=str(tmp_path), log="none")
     with pytest.raises(
         UserError, match=r"token '<nope>' \(id 600\), which ends answers, is beyond"
     ):
@@ -249,6 +250,7 @@ def test_limits_over_the_context_are_refused_at_once(tiny_model_dir: Path) -> No
         "is over the model's context of 512 tokens; max_prompt_length 511 leaves no room for an "
         "answer within the model's context of 512 tokens"
     )
+    limits_of(od.ORPOConfig(), AutoConfig.for_model("gpt2", n_positions=64))  # nobody asked for 128
     fits = od.ORPOConfig(max_prompt_length=510, max_completion_length=512, max_seq_length=512)
     assert limits_of(fits, hf_config) == Limits(510, 512, 512, False, 512, 600)
 
