@@ -15,10 +15,16 @@ from orpo_dist.adapters import FILE as ADAPTER
 from orpo_dist.adapters import add_adapter, base_of, is_adapter, lora_config
 from orpo_dist.answering import mended_file, own_settings
 from orpo_dist.config import ORPOConfig
+from orpo_dist.data.bounds import rows_of
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
+from orpo_dist.kinds import embedding_rows, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
+from orpo_dist.reasons import reason_of
 from orpo_dist.types import TemporaryFailure, UserError
+
+# Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
+Known = tuple[Any, Any, int | None]
 
 
 def resolve_precision(config: ORPOConfig) -> str:
@@ -36,9 +42,12 @@ def locate(model: str) -> str:
     """The absolute path of a local model, so that saved adapters find their base; hub ids as is."""
     path = Path(model).expanduser()
     if path.is_dir():
-        if not any((path / name).exists() for name in ("config.json", ADAPTER)):
-            raise UserError(f"model {model}: the folder holds no config.json")
-        return str(path.resolve())
+        if any((path / name).exists() for name in ("config.json", ADAPTER)):
+            return str(path.resolve())
+        more = " but GGUF files" * any(path.glob("*.gguf"))
+        raise UserError(f"model {model}: the folder holds no config.json{more}; name another")
+    if path.is_file():
+        raise UserError(f"model {model}: is a file; name the folder of a model of transformers")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"model {model}: no such folder")
     return model
@@ -64,12 +73,14 @@ def load_tokenizer(model: str, config: ORPOConfig) -> Any:
 def load_model_config(model: str, config: ORPOConfig) -> Any:
     """A model's config.json alone, for what must be known before any weight is loaded.
 
-    That of its base, if it is an adapter.
+    Of an adapter it is that of its base. ``UserError`` if the model is no causal language model.
     """
     from transformers import AutoConfig
 
     with _loading("config of model", model):
-        return AutoConfig.from_pretrained(**_base_source(model, config))
+        found = AutoConfig.from_pretrained(**_base_source(model, config))
+    refuse_not_causal(found, f"model {model}")
+    return found
 
 
 def _source(model: str, config: ORPOConfig) -> dict[str, Any]:
@@ -89,23 +100,37 @@ def _base_source(model: str, config: ORPOConfig) -> dict[str, Any]:
     return _source(base, config) | {"revision": revision or config.model_revision}
 
 
-def make_policy(
-    model: Any, config: ORPOConfig, tokenizer: Any = None, peft_config: Any = None
-) -> tuple[Any, Any]:
-    """The policy in its adapter, free of dropout, and its tokenizer.
+def look_at(model: Any, config: ORPOConfig, tokenizer: Any = None) -> Known:
+    """What is known of a model before its weights are: tokenizer, config, rows of the embedding.
+
+    model: as in ``make_policy``. Raises ``UserError``.
+    """
+    if model is None or isinstance(model, str):
+        name = _named(model, config)
+        found = load_model_config(name, config)
+        return tokenizer or load_tokenizer(name, config), found, rows_of(found)
+    refuse_not_causal(model.config, f"model {type(model).__name__}")
+    tokenizer = tokenizer or load_tokenizer(model.config._name_or_path, config)
+    return tokenizer, model.config, embedding_rows(model)
+
+
+def _named(model: str | None, config: ORPOConfig) -> str:
+    name = model or config.model
+    if name is None:
+        raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
+    return name
+
+
+def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
+    """The policy in its adapter, free of dropout.
 
     model: a model of transformers, or the name of one to load (default: the config's).
     """
     if model is None or isinstance(model, str):
-        name = model or config.model
-        if name is None:
-            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
-        config = config.replace(model=name)
-        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path, config)
+        config = config.replace(model=_named(model, config))
+        model = load_policy(config)
     disable_dropout(model)
-    return _with_adapter(model, config, peft_config), tokenizer
+    return _with_adapter(model, config, peft_config)
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
@@ -166,6 +191,7 @@ def load_weights(
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
     placed = quantization is not None and not is_deepspeed_zero3_enabled()
     placement = {"device_map": {"": local_device()}} if placed else {}
+    load_model_config(model, config)  # refuses what is no causal model, before reading weights
     source = _base_source(model, config)
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -199,7 +225,7 @@ def _loading(what: str, model: str) -> Iterator[None]:
     except (UserError, TemporaryFailure, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         if is_outage(error):
             raise TemporaryFailure(f"{what} {model}: cannot be loaded now ({reason})") from error
         raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error

@@ -18,7 +18,7 @@ from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
 from orpo_dist.card import write_card
 from orpo_dist.compatibility import refuse_impossible
-from orpo_dist.config import ORPOConfig
+from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.console import quieten_libraries
 from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
 from orpo_dist.handle import TrainedModel, run_config
@@ -46,6 +46,7 @@ def train(
     Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
     SIGUSR1, with a checkpoint saved.
     """
+    require_config(config)
     if config.model is None:
         raise UserError("model is missing: pass --model (a folder or a hub id)")
     quieten_libraries()

@@ -23,7 +23,7 @@ from orpo_dist.data import (
     prepare,
     template_text,
 )
-from orpo_dist.data.report import note_sentence, skip_sentence, truncation_sentences
+from orpo_dist.data.report import sentences
 from orpo_dist.folder import RunFolder, read_json, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
@@ -192,11 +192,7 @@ def _report_data(
     write_json(folder.data_report, {**before, **reports, "leaked_pairs": leaked})
     skipped = {}
     for name, report in reports.items():
-        if sentence := skip_sentence(report):
-            logger.warning("%s data: %s", name, sentence)
-        if sentence := note_sentence(report):
-            logger.warning("%s data: %s", name, sentence)
-        for loud, sentence in truncation_sentences(report):
+        for loud, sentence in sentences(report):
             logger.log(logging.WARNING if loud else logging.INFO, "%s data: %s", name, sentence)
         skipped[name] = {reason: entry["count"] for reason, entry in report["skipped"].items()}
     if leaked:

@@ -77,12 +77,14 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     lengths, counted = _characters(corpus, texts), np.ones(len(corpus), bool)
     unusable, truncation = dict(corpus.unusable), {}
     if tokenizer is not None:
-        table = TokenTable(corpus, make_encoder(tokenizer, config))
+        known = Limits(rows=limits.rows if limits else None)
+        table = TokenTable(corpus, make_encoder(tokenizer, config, known))
         lengths, counted = table.lengths, table.readable
         if not counted.any():
             raise UserError(f"{', '.join(config.data_path)}: the template accepts no pair")
         unusable |= {int(corpus.rows[pair]): why for pair, why in table.refused.items()}
         hits["double_bos"] |= table.double_bos
+        hits["beyond_embedding"] = table.beyond
         hits |= _cut_by(table, limits or Limits())
         truncation = {"truncation": _truncation(table, limits or Limits())}
     figures = {

@@ -54,6 +54,14 @@ RULES = {
         f"the prompt is at least {NEAR} similar to one of the evaluation data",
         drop=True,
     ),
+    "beyond_embedding": Rule(
+        "error",
+        "{n} pairs hold a token that the model has no embedding for",
+        "use the tokenizer that belongs to the model, or give the model more rows with "
+        "resize_token_embeddings; training refuses these data",
+        "a token id of prompt or answers, the end token included, is not below the vocab_size in "
+        "the model's config.json",
+    ),
     "double_bos": Rule(
         "error",
         "{n} prompts begin with a BOS token that the tokenizer or template adds again",

@@ -19,7 +19,8 @@ class TokenTable:
 
     lengths: (N, 3) tokens, the end token included; a pair whose answer merges with its prompt may
     differ by a token from what training sees. shared: (N,) tokens both answers begin with.
-    readable: (N,) bool. refused: pair -> reason of the loader. double_bos: pair -> where.
+    readable: (N,) bool. refused: pair -> reason of the loader. double_bos: pair -> where. beyond:
+    pair -> a token that the model has no embedding for.
     """
 
     def __init__(self, corpus: Corpus, encoder: Encoder):
@@ -28,6 +29,7 @@ class TokenTable:
         self.shared = np.zeros(len(corpus), np.int64)
         self.refused: dict[int, str] = {}
         self.double_bos: dict[int, str] = {}
+        self.beyond: dict[int, str] = {}
         for start in tqdm(
             range(0, len(corpus), BATCH), desc="tokenising", disable=None, leave=False
         ):
@@ -64,6 +66,13 @@ class TokenTable:
             self.refused[pair] = "end_inside"
         elif chosen == rejected:
             self.refused[pair] = "identical_answers"
+        highest, rows = (
+            max(*prompt, *chosen, *rejected, self.encoder.end_id),
+            self.encoder.limits.rows,
+        )
+        if rows is not None and highest >= rows:
+            token = self.encoder.tokenizer.convert_ids_to_tokens(highest)
+            self.beyond[pair] = f"{token!r} is token {highest}, and the embedding has {rows} rows"
         begin = self.encoder.tokenizer.bos_token_id
         if begin is not None and prompt[:2] == [begin, begin]:
             self.double_bos[pair] = "the prompt's tokens"

@@ -5,13 +5,21 @@ Flags, YAML keys, Python keywords and the documentation all come from this class
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orpo_dist import schedules
-from orpo_dist.config.checks import contradictions, stage_values
-from orpo_dist.config.names import ALIASES, explain_unknown
+from orpo_dist.config.checks import Contradictory, complaints, contradictions, stage_values
+from orpo_dist.config.names import ALIASES
+from orpo_dist.types import UserError
 
 Strategy = Literal["no", "steps", "epoch"]
 DataFormat = Literal[
@@ -48,7 +56,7 @@ def setting(group: str, default: Any, description: str, **checks: Any) -> Any:
 
 
 class ORPOConfig(BaseModel):
-    """All settings of one ORPO run. Immutable; unknown names and bad values raise ``ValueError``."""
+    """All settings of one ORPO run. Immutable; mistakes raise ``UserError``, all in one sentence."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -153,14 +161,19 @@ class ORPOConfig(BaseModel):
     trainer_args: dict[str, Any] = setting("schedule", {}, "anything else for transformers' TrainingArguments, as a mapping")
     # fmt: on
 
-    @model_validator(mode="before")
+    def __init__(self, /, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError("; ".join(complaints(type(self), values, error))) from None
+
     @classmethod
-    def _known_names_only(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values:
-                if name not in cls.model_fields:
-                    raise ValueError(explain_unknown(str(name), cls.model_fields))
-        return values
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, with our sentences."""
+        return super().model_validate(obj, **options) if isinstance(obj, cls) else cls(**obj)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(f"a config is frozen: make another with config.replace({name}=...)")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -205,28 +218,30 @@ class ORPOConfig(BaseModel):
     @field_validator("trainer_args")
     @classmethod
     def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        found = []
         for name in value:
             ours = ALIASES.get(name) or OWNED_TRAINER_ARGS.get(name)
             ours = ours or (name if name in cls.model_fields else None)
             if ours:
-                raise ValueError(f"'{name}' is set by {ours}, not under trainer_args")
+                found.append(f"'{name}' is set by {ours}, not under trainer_args")
+        if found:
+            raise ValueError("; ".join(found))
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ORPOConfig:
-        for complaint in contradictions(self):
-            raise ValueError(complaint)
-        self.stage_configs()
+        found = contradictions(self)
+        found += stage_values(self.model_dump(), self.stages or [], ORPOConfig, found)[1]
+        if found:
+            raise Contradictory(found)
         return self
 
     def stage_configs(self) -> list[ORPOConfig]:
         """The settings of every stage, in order; without ``stages`` there is one: these."""
         if not self.stages:
             return [self]
-        return [
-            ORPOConfig(**values)
-            for values in stage_values(self.model_dump(), self.stages, ORPOConfig)
-        ]
+        values, _ = stage_values(self.model_dump(), self.stages, ORPOConfig)
+        return [ORPOConfig(**of_stage) for of_stage in values]
 
     @property
     def keeps_best(self) -> bool:

@@ -1,5 +1,6 @@
 """Data in: files or hub -> rows -> chat template -> token ids -> truncated pairs, all counted."""
 
+from orpo_dist.data.bounds import check_pairs
 from orpo_dist.data.encode import Encoder, Limits, template_text
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.prepare import build, cache_root, prepare
@@ -23,6 +24,7 @@ __all__ = [
     "as_pairs",
     "build",
     "cache_root",
+    "check_pairs",
     "columns_of",
     "held_out_paths",
     "keep_used_template",

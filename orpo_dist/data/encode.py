@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.data.bounds import require_end
 from orpo_dist.data.forms import Answer, Forms, Texts
 from orpo_dist.data.messages import Message
 from orpo_dist.data.reasons import Unusable
@@ -21,12 +22,17 @@ from orpo_dist.types import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit."""
+    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit.
+
+    context: tokens that the model takes; rows: of its embedding; None: not known.
+    """
 
     prompt: int | None = None
     completion: int | None = None
     sequence: int | None = None
     skip_overlong: bool = False
+    context: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,7 @@ class Encoder:
         limits: Limits = Limits(),
         options: dict[str, Any] | None = None,
     ):
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the tokenizer has no end-of-text token, so answers could never end; set "
-                "eos_token in its tokenizer_config.json"
-            )
+        require_end(tokenizer)
         self.tokenizer, self.limits = tokenizer, limits
         probe = tokenizer("a")["input_ids"]
         self._bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []

@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from orpo_dist.data.bounds import check_pairs
 from orpo_dist.data.encode import Encoded, Encoder
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.data.reading import Reading, Record, tell
@@ -41,16 +43,19 @@ def prepare(
     """All usable pairs of the given files, folders and hub ids.
 
     strict: raise ``UserError`` on the first unusable row instead of skipping it.
-    Raises ``UserError`` where a source cannot be read, lacks a column or yields no pair.
+    Raises ``UserError`` where a source cannot be read, lacks a column or yields no pair, and where
+    the model does not know a token.
     """
     sources = [open_source(path, split) for path in paths]
     folder = cache_root() / "pairs" / _key(sources, encoder, columns, split)
     cached = _cached(folder)
     if cached is not None and not (strict and cached.report["skipped"]):
-        tell(cached.report["said"])
-        return cached
-    dataset = build(sources, encoder, columns, strict, progress, list(paths))
-    _store(dataset, folder)
+        dataset = cached
+        tell(dataset.report["said"])
+    else:
+        dataset = build(sources, encoder, columns, strict, progress, list(paths))
+        _store(dataset, folder)
+    check_pairs(dataset, encoder, ", ".join(paths))
     return dataset
 
 
@@ -75,11 +80,16 @@ def _key(sources: list[Source], encoder: Encoder, columns: Columns, split: str) 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [
-        FORMAT, [source.fingerprint for source in sources], vars(columns), vars(encoder.limits),
+        FORMAT, [source.fingerprint for source in sources], vars(columns), _cuts(encoder),
         split, tokenizer.chat_template, encoder.template.source, encoder.template.options,
         encoder.wraps_strings, tokenizer.special_tokens_map, vocabulary,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+def _cuts(encoder: Encoder) -> dict[str, Any]:
+    """The limits that pairs are cut by."""
+    return {k: v for k, v in vars(encoder.limits).items() if k not in ("context", "rows")}
 
 
 def _store(dataset: PairDataset, folder: Path) -> None:

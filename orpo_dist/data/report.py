@@ -90,6 +90,12 @@ def _summary(lengths: np.ndarray) -> dict[str, int]:
     }
 
 
+def sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:
+    """``(loud, sentence)`` for what was skipped, what is worth knowing, and what was cut."""
+    counted = [(True, text) for text in (skip_sentence(report), note_sentence(report)) if text]
+    return counted + truncation_sentences(report)
+
+
 def skip_sentence(report: dict[str, Any]) -> str:
     """The skipped rows in one line, or an empty string."""
     if not report["skipped"]:
