@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orpo_dist.data.reading import Reading, Record
-from orpo_dist.data.rows import Columns
+from orpo_dist.data.rows import Columns, Unusable
 from orpo_dist.data.sources import Source
 from orpo_dist.types import UserError
 
@@ -505,3 +508,34 @@ def test_prompts_alone() -> None:
         found = reading(row, sides=False)
         assert [record.row[found.columns.prompt] for record in found] == [prompt]
     assert "--prompt-text-column question" in refusal({"question": "Q"}, sides=False)
+
+
+NAMES = st.sampled_from(
+    ["prompt", "chosen", "rejected", "system", "question", "instruction", "input", "history",
+     "output", "conversations", "messages", "answers", "ratings", "generations", "tools",
+     "score_chosen", "score_rejected", "chosen_response", "rejected_response", "context"]
+)  # fmt: skip
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=4)
+    | st.sampled_from(["[]", "[1", "{}", "['a' 'b']", '{"role": "user", "content": "x"}']),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["role", "content", "answer", "rank"]), inner, max_size=4),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.dictionaries(NAMES, CELLS, max_size=8) | CELLS, max_size=4),
+    st.sampled_from(["auto", "pairs", "orca", "alpaca", "sharegpt", "argilla", "hh", "ranked"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_rows_are_read_or_refused(rows: list[Any], name: str) -> None:
+    try:
+        found = reading(rows, replace(AUTO, data_format=name))
+    except UserError as refused:
+        assert "\n" not in str(refused)
+        return
+    for record in found:
+        with contextlib.suppress(Unusable):  # which knows its reasons
+            record.example(found.columns)
+    found.conclude()
