@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from orpo_dist.adapters import complete_adapter, without_card
-from orpo_dist.checkpoint import check_weights, record_topology
+from orpo_dist.checkpoint import check_weights, record_topology, without_copies
 from orpo_dist.engines import reduces_once
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -116,7 +116,7 @@ class EngineTrainer(Trainer):
         """
         model = self.accelerator.unwrap_model(self.model)
         with without_card(model):
-            super()._save(output_dir, state_dict)
+            super()._save(output_dir, without_copies(state_dict, model))
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
