@@ -191,10 +191,15 @@ def test_what_cannot_be_gone_on_from_is_refused_in_one_sentence(
 def test_a_base_on_the_hub_is_loaded_by_its_id_and_revision(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, LlamaConfig
 
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda **options: asked.update(options))
+
+    def read(**options: Any) -> LlamaConfig:
+        asked.update(options)
+        return LlamaConfig()
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read)
     with_base(alone, base_model_name_or_path="org/base", revision="v1")
     config = settings(alone, tmp_path / "run")
     load_model_config(str(alone), config)

@@ -69,22 +69,7 @@ def stops(folder: Path, model: Any = None) -> bool:
     return True
 
 
-WAITS = {
-    "blocks": "message contents as parts",
-    "notemplate": "no template is saved that was not used",
-    "r1": "answers after a thought that the generation prompt opens",
-}
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.xfail(reason=WAITS[kind], strict=False))
-        if kind in WAITS
-        else kind
-        for kind in TRAINABLE
-    ],
-)
+@pytest.mark.parametrize("kind", TRAINABLE)
 def test_a_trained_model_stops_by_itself(
     kind_dir: Callable[[str], Path], rows: Path, tmp_path: Path, kind: str
 ) -> None:
