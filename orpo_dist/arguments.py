@@ -17,7 +17,7 @@ from orpo_dist.device import mention_idle_gpus
 from orpo_dist.metrics import MEANS, named_metrics
 from orpo_dist.model import resolve_precision
 from orpo_dist.runtime import Runtime
-from orpo_dist.types import UserError
+from orpo_dist.types import UserError, noted, refuse
 
 # Metrics for which less is better; every other evaluation metric should rise.
 FALLING = ("loss", "nll", "perplexity")
@@ -41,10 +41,24 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
 
     Raises ``UserError`` for settings that this machine or these data cannot serve.
     """
-    precision = resolve_precision(config)
+    found: list[str] = []
+    changes: dict[str, Any] = {"load_best_model_at_end": config.keeps_best}
+    changes["mixed_precision"] = precision = resolve_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or none")
-    _check_choices(config)
+        found.append("mixed_precision fp16 needs a GPU; use bf16 or none")
+    found += _unknown_choices(config)
+    with noted(found):
+        changes |= _strategies(config, has_eval)
+    with noted(found):
+        changes["metric_for_best_model"] = _eval_metric(config.metric_for_best_model)
+    with noted(found):
+        changes["gradient_accumulation"] = accumulation(config, world_size)
+    refuse(found)
+    return config.replace(**changes)
+
+
+def _strategies(config: ORPOConfig, has_eval: bool) -> dict[str, Any]:
+    """When to evaluate and to save."""
     evaluate = _eval_strategy(config, has_eval)
     save, save_steps = config.save_strategy, config.save_steps
     if config.keeps_best:
@@ -58,15 +72,11 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
                 f"load_best_model_at_end needs save_steps ({save_steps}) to be a multiple of "
                 f"eval_steps ({config.eval_steps})"
             )
-    return config.replace(
-        mixed_precision=precision,
-        gradient_accumulation=accumulation(config, world_size),
-        eval_strategy=evaluate,
-        save_strategy=save or "epoch",
-        save_steps=save_steps,
-        load_best_model_at_end=config.keeps_best,
-        metric_for_best_model=_eval_metric(config.metric_for_best_model),
-    )
+    return {
+        "eval_strategy": evaluate,
+        "save_strategy": save or "epoch",
+        "save_steps": save_steps,
+    }
 
 
 def _eval_strategy(config: ORPOConfig, has_eval: bool) -> Strategy:
@@ -146,6 +156,8 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         **runtime.trainer_settings(),
         **config.trainer_args,
     }
+    if (config.trainer_args.get("dataloader_num_workers") or 0) < 0:
+        raise UserError("trainer_args: dataloader_num_workers is below 0; use 0 for no processes")
     try:
         return OneDevice(**settings)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
@@ -170,23 +182,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _check_choices(config: ORPOConfig) -> None:
+def _unknown_choices(config: ORPOConfig) -> list[str]:
     """Schedules, optimizers, loggers and trainer_args are transformers' own: name the choices."""
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
+    found = []
     for name, value, kinds in (
         ("scheduler", config.scheduler, SchedulerType),
         ("optimizer", config.optimizer, OptimizerNames),
     ):
         choices = [kind.value for kind in kinds]
         if value not in choices:
-            raise UserError(f"{name} '{value}': is not one of {', '.join(choices)}")
+            found.append(f"{name} '{value}': is not one of {', '.join(choices)}")
     known = {field.name for field in fields(TrainingArguments)}
-    for name in config.trainer_args:
-        if name not in known:
-            raise UserError(f"trainer_args: {explain_unknown(name, known)}")
-    reporters(config)
+    found += [
+        f"trainer_args: {explain_unknown(name, known)}"
+        for name in config.trainer_args
+        if name not in known
+    ]
+    with noted(found):
+        reporters(config)
+    return found
 
 
 def loggers(config: ORPOConfig) -> list[str]:

@@ -82,6 +82,22 @@ def check_weights(folder: Path, model: Any) -> None:
         )
 
 
+def without_copies(state: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
+    """A state dict without the copies of tied weights, as transformers leaves them out itself.
+
+    It knows them by their storage, and FSDP2 gathers every name into a storage of its own.
+    """
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    if not state:  # of the ranks that do not write
+        return state
+    copies = {
+        name
+        for name, source in tied.items()
+        if name in state and source in state and state[name].equal(state[source])
+    }
+    return {name: tensor for name, tensor in state.items() if name not in copies}
+
+
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors in the safetensors files of a folder."""
     shapes = {}

@@ -14,7 +14,7 @@ from orpo_dist.allocator import grow_segments
 from orpo_dist.console import set_up_logging
 from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.failure import crash, rank_among_others, say
-from orpo_dist.types import TemporaryFailure, UserError
+from orpo_dist.types import TemporaryFailure, UserError, noted, refuse
 
 if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return EXIT_USER_ERROR
-        _refuse_unknown(unknown)
+        _refuse_unknown(unknown, options)
         with _missing_packages_named():
             return int(_function(COMMANDS[options.command].run)(options))
     except UserError as error:
@@ -153,21 +153,35 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see '{self.prog} --help')")
 
 
-def _refuse_unknown(unknown: list[str]) -> None:
+def _refuse_unknown(unknown: list[str], options: argparse.Namespace) -> None:
+    """One ``UserError`` for all unknown flags and for wrong settings beside them."""
     if not unknown:
         return
+    from orpo_dist.config import check_settings, load_config
+    from orpo_dist.config.flags import config_values
+
+    words = [word.partition("=")[0] for word in unknown]
+    flags = [word for word in words if word.startswith("--")]
+    found = [f"unexpected argument '{words[0]}'"] if words[0] not in flags else []
+    found += [_explain_flag(flag) for flag in dict.fromkeys(flags)]
+    with noted(found):
+        if "config" in options:
+            load_config(options.config, config_values(options))
+        else:  # these settings are laid over others
+            check_settings(config_values(options))
+    refuse(found)
+
+
+def _explain_flag(word: str) -> str:
     from orpo_dist.config import ORPOConfig
     from orpo_dist.config.names import explain_unknown
 
-    word = unknown[0].partition("=")[0]
-    if not word.startswith("--"):
-        raise UserError(f"unexpected argument '{word}'")
     name = word[2:].replace("-", "_")
     if name in ORPOConfig.model_fields:
         flag = _flag(name)
         why = f"did you mean {flag}?" if flag != word else "this command does not take it"
-        raise UserError(f"unknown flag '{word}': {why}")
-    raise UserError(explain_unknown(name, ORPOConfig.model_fields, "flag", _flag))
+        return f"unknown flag '{word}': {why}"
+    return explain_unknown(name, ORPOConfig.model_fields, "flag", _flag)
 
 
 def _flag(name: str) -> str:
@@ -229,9 +243,16 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def run_launch(options: argparse.Namespace) -> int:
-    from orpo_dist.launch.flags import launch
+    from orpo_dist.launch.flags import find_preset, launch
 
-    return launch(options, _inner_config(options.inner))
+    found: list[str] = []
+    config = None
+    with noted(found):
+        find_preset(options)
+    with noted(found):
+        config = _inner_config(options.inner)
+    refuse(found)
+    return launch(options, config)
 
 
 def run_slurm(options: argparse.Namespace) -> int:
@@ -254,7 +275,7 @@ def _inner_config(command: list[str]) -> ORPOConfig | None:
     parser = _Parser(prog=f"orpo-dist {command[0]}", allow_abbrev=False)
     _function(COMMANDS[command[0]].add_flags)(parser)
     options, unknown = parser.parse_known_args(command[1:])
-    _refuse_unknown(unknown)
+    _refuse_unknown(unknown, options)
     if evaluates:
         return None
     from orpo_dist.config import load_config

@@ -14,7 +14,8 @@ import torch
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from orpo_dist.checkpoint import check_weights, record_topology
+from orpo_dist.adapters import complete_adapter, without_card
+from orpo_dist.checkpoint import check_weights, record_topology, without_copies
 from orpo_dist.engines import reduces_once
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -113,11 +114,15 @@ class EngineTrainer(Trainer):
 
         Raises ``IncompleteWeights`` if what lies on disk is not the whole model.
         """
-        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        with without_card(model):
+            super()._save(output_dir, without_copies(state_dict, model))
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            check_weights(folder, self.accelerator.unwrap_model(self.model))
+            if hasattr(model, "get_base_model"):
+                complete_adapter(folder, model)
+            check_weights(folder, model)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer; returns on every rank when rank 0 has written the files."""

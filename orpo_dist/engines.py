@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.types import UserError
+from orpo_dist.types import UserError, refuse
 
 SHARDED_WEIGHTS = ("zero3", "fsdp2")
 
@@ -123,17 +123,15 @@ def deepspeed_engine(settings: Mapping[str, Any]) -> Engine:
 
 def check_deepspeed(settings: Mapping[str, Any], path: Path, wanted: Engine | None = None) -> None:
     """``UserError`` where a DeepSpeed file sets what the run decides, or is not ``wanted``."""
-    found = deepspeed_engine(settings)
-    if wanted is not None and found != wanted:
-        raise UserError(
-            f"DeepSpeed file {path}: says {found}, but the preset is {wanted}; change one of them"
-        )
+    engine, found = deepspeed_engine(settings), []
+    if wanted is not None and engine != wanted:
+        found.append(f"says {engine}, but the preset is {wanted}; change one of them")
     for name in HYPERPARAMETERS:
         value: Any = settings
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value not in (None, "auto"):
-            raise UserError(
-                f"DeepSpeed file {path}: sets {name}, which is a setting of the run; write "
-                '"auto" or leave it out'
+            found.append(
+                f'sets {name}, which is a setting of the run; write "auto" or leave it out'
             )
+    refuse(found, f"DeepSpeed file {path}")

@@ -17,7 +17,9 @@ RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "repo
 STAGE = "stage-"
 MERGING = ".merging"  # where an adapter's merged model is written, until it is whole
 DONE = "stage.json"  # in the folder of a stage that is done
-# What a run leaves behind; nothing else in the folder is ever removed.
+CARD = "README.md"
+CARD_MARK = "<!-- Written by orpo_dist, which replaces it; without this line it is yours. -->"
+# What a run leaves behind, beside its card; nothing else in the folder is ever removed.
 ARTEFACTS = (
     *RECORDS, MERGING, "stage-*", "checkpoint-*", "config.yaml", "config.json",
     "generation_config.json",
@@ -92,6 +94,8 @@ class RunFolder:
         for pattern in patterns:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if patterns == ARTEFACTS and is_own_card(self.path / CARD):
+            (self.path / CARD).unlink()
 
     def stage(self, number: int) -> RunFolder:
         """The folder of a stage: its checkpoints, and its weights unless it is the last."""
@@ -130,6 +134,14 @@ class RunFolder:
         """Set entries of run.json, replacing the file as a whole."""
         if self.writes:
             write_json(self.run, {**read_json(self.run), **entries})
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a README.md is one that a run has written, and not a person."""
+    try:
+        return CARD_MARK in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # not there, not UTF-8
+        return False
 
 
 def training_data(reports: dict[str, Any]) -> dict[str, Any] | None:

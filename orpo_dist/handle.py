@@ -11,11 +11,14 @@ from typing import Any, overload
 
 import torch
 
-from orpo_dist.config import ORPOConfig, load_config
-from orpo_dist.data import Encoder, Limits
-from orpo_dist.data.rows import REASONS, Message, Unusable
+from orpo_dist.config import ORPOConfig, load_config, require_config
+from orpo_dist.data import Limits, bounds, make_encoder
+from orpo_dist.data.bounds import check_ids, require_end
+from orpo_dist.data.messages import Message
+from orpo_dist.data.reasons import Unusable
 from orpo_dist.folder import STAGE, RunFolder, read_json
-from orpo_dist.model import load_tokenizer, load_trained, local_device, locate
+from orpo_dist.kinds import embedding_rows
+from orpo_dist.model import Known, load_tokenizer, load_trained, local_device, locate
 from orpo_dist.padding import pad_pairs, padded_scores
 from orpo_dist.quantisation import why_not_quantised
 from orpo_dist.types import Pair, UserError
@@ -42,7 +45,13 @@ class TrainedModel:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(self.tokenizer, self.config.chat_template, Limits())
+        self.rows = embedding_rows(self.model)
+        self.encoder = make_encoder(self.tokenizer, self.config, Limits(rows=self.rows))
+
+    @property
+    def known(self) -> Known:
+        """As ``look_at`` has it."""
+        return self.tokenizer, self.model.config, self.rows
 
     @torch.no_grad()
     def score(self, prompt: Prompt, completion: str) -> float:
@@ -78,7 +87,7 @@ class TrainedModel:
         rows = [self.prompt_ids(one) for one in prompts]
         width = max(map(len, rows))
         self.check_length(width + max_new_tokens)
-        pad = self.tokenizer.pad_token_id
+        pad = self._pad_id()
         device = self.model.device
         stops = {self.encoder.end_id, self.tokenizer.eos_token_id}
         self.model.eval()
@@ -94,24 +103,40 @@ class TrainedModel:
                 **{**SHAPE, "do_sample": False, "use_cache": True, **options},
             )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        lead = self.encoder.template.lead
+        if lead.isspace() and (self.encoder.wraps_strings or not isinstance(prompts[0], str)):
+            texts = [text.removeprefix(lead) for text in texts]  # the template's, not the answer's
         return texts[0] if single and len(texts) == 1 else texts
 
     def encode_answer(self, prompt: Prompt, answer: str) -> tuple[list[int], list[int]]:
         """Token ids of prompt and answer, its end included; ``UserError`` as ``prompt_ids``."""
         with self._readable():
-            return self.encoder.encode_answer(prompt, answer)
+            ids, answer_ids = self.encoder.encode_answer(prompt, answer)
+        self.check_ids([*ids, *answer_ids])
+        return ids, answer_ids
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What generation starts from; ``UserError`` if the chat template refuses the messages."""
         with self._readable():
-            return self.encoder.prompt_ids(prompt)
+            ids = self.encoder.prompt_ids(prompt)
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ``UserError`` if one of the token ids is beyond the model's embedding."""
+        check_ids(ids, self.tokenizer, self.rows, f"model {self.path}")
+
+    def _pad_id(self) -> int:
+        """What fills up prompts: masked, and still looked up, so it must be in the embedding."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.encoder.end_id)
+        return next((i for i in known if i is not None and i < (self.rows or i + 1)), 0)
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
         except Unusable as unusable:
-            raise UserError(f"model {self.path}: {REASONS[unusable.reason]}") from unusable
+            raise UserError(f"model {self.path}: {unusable.sentence}") from unusable
 
     @contextlib.contextmanager
     def _finite(self) -> Iterator[None]:
@@ -140,7 +165,7 @@ class TrainedModel:
 
 def context_of(model: Any) -> int | None:
     """Tokens that a model takes; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bounds.context_of(model.config)
 
 
 def run_config(path: str | Path) -> ORPOConfig:
@@ -181,7 +206,8 @@ def loading_config(
     fully trained is not quantised; any other model where ``config`` says so. Says what it decides.
     """
     run = run_config(path)
-    config = config or run
+    config = run if config is None else config
+    require_config(config)
     adapter = (Path(path).expanduser() / "adapter_config.json").exists()
     wanted = config.quantization if adapter or not config.merge_adapter else None
     wanted = run.quantization if adapter and run.quantization else wanted
@@ -208,6 +234,7 @@ def loading_config(
 def open_model(path: str | Path, config: ORPOConfig) -> TrainedModel:
     """The model at ``path``, loaded as the config says."""
     tokenizer = load_tokenizer(str(path), config)
+    require_end(tokenizer)
     model = load_trained(path, config)
     metrics = read_json(RunFolder(path).run).get("metrics", {})
     return TrainedModel(model, tokenizer, config, Path(path), metrics)

@@ -17,7 +17,7 @@ from orpo_dist import runtime
 from orpo_dist.checkpoint import check_weights
 from orpo_dist.config import ORPOConfig
 from orpo_dist.folder import MERGING, read_json, write_json
-from orpo_dist.model import base_of, load_trained, load_weights
+from orpo_dist.model import load_trained, merged_model
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -46,18 +46,6 @@ def merge_in_place(folder: Path, config: ORPOConfig) -> None:
         _take_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def merged_model(adapter: Path, config: ORPOConfig) -> Any:
-    """The plain model, on the CPU, with a saved adapter added to its weights.
-
-    The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
-    """
-    from peft import PeftModel
-
-    with runtime.whole_weights():
-        base = load_weights(base_of(adapter), config, torch.float32)
-    return PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
 
 
 def _take_place(scratch: Path, folder: Path) -> None:

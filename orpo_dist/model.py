@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from orpo_dist import runtime
+from orpo_dist.adapters import FILE as ADAPTER
+from orpo_dist.adapters import add_adapter, base_of, is_adapter, lora_config
+from orpo_dist.answering import mended_file, own_settings
 from orpo_dist.config import ORPOConfig
+from orpo_dist.data.bounds import rows_of
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
+from orpo_dist.kinds import embedding_rows, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
+from orpo_dist.reasons import reason_of
 from orpo_dist.types import TemporaryFailure, UserError
 
-logger = logging.getLogger("orpo_dist")
+# Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
+Known = tuple[Any, Any, int | None]
 
 
 def resolve_precision(config: ORPOConfig) -> str:
@@ -36,23 +42,28 @@ def locate(model: str) -> str:
     """The absolute path of a local model, so that saved adapters find their base; hub ids as is."""
     path = Path(model).expanduser()
     if path.is_dir():
-        if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
-            raise UserError(f"model {model}: the folder holds no config.json")
-        return str(path.resolve())
+        if any((path / name).exists() for name in ("config.json", ADAPTER)):
+            return str(path.resolve())
+        more = " but GGUF files" * any(path.glob("*.gguf"))
+        raise UserError(f"model {model}: the folder holds no config.json{more}; name another")
+    if path.is_file():
+        raise UserError(f"model {model}: is a file; name the folder of a model of transformers")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"model {model}: no such folder")
     return model
 
 
 def load_tokenizer(model: str, config: ORPOConfig) -> Any:
-    """The model's tokenizer, with a padding token (the end token, if it has none of its own)."""
+    """The model's tokenizer, with a padding token (the end token, if it has none of its own).
+
+    An adapter that was saved without one has that of its base.
+    """
     from transformers import AutoTokenizer
 
+    own = not is_adapter(model) or (Path(model).expanduser() / "tokenizer_config.json").exists()
     with _loading("tokenizer of model", model):
         tokenizer = AutoTokenizer.from_pretrained(
-            locate(model),
-            revision=config.model_revision,
-            trust_remote_code=config.trust_remote_code,
+            **_source(model, config) if own else _base_source(model, config)
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks go by position, so sharing is harmless
@@ -60,34 +71,66 @@ def load_tokenizer(model: str, config: ORPOConfig) -> Any:
 
 
 def load_model_config(model: str, config: ORPOConfig) -> Any:
-    """The model's config.json alone, for what must be known before any weight is loaded."""
+    """A model's config.json alone, for what must be known before any weight is loaded.
+
+    Of an adapter it is that of its base. ``UserError`` if the model is no causal language model.
+    """
     from transformers import AutoConfig
 
     with _loading("config of model", model):
-        return AutoConfig.from_pretrained(
-            locate(model),
-            revision=config.model_revision,
-            trust_remote_code=config.trust_remote_code,
-        )
+        found = AutoConfig.from_pretrained(**_base_source(model, config))
+    refuse_not_causal(found, f"model {model}")
+    return found
 
 
-def make_policy(
-    model: Any, config: ORPOConfig, tokenizer: Any = None, peft_config: Any = None
-) -> tuple[Any, Any]:
-    """The policy in its adapter, free of dropout, and its tokenizer.
+def _source(model: str, config: ORPOConfig) -> dict[str, Any]:
+    """Where transformers finds the files of a model."""
+    return {
+        "pretrained_model_name_or_path": locate(model),
+        "revision": config.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _base_source(model: str, config: ORPOConfig) -> dict[str, Any]:
+    """The same of a whole model, or of the base of an adapter."""
+    if not is_adapter(model):
+        return _source(model, config)
+    base, revision = base_of(model)
+    return _source(base, config) | {"revision": revision or config.model_revision}
+
+
+def look_at(model: Any, config: ORPOConfig, tokenizer: Any = None) -> Known:
+    """What is known of a model before its weights are: tokenizer, config, rows of the embedding.
+
+    model: as in ``make_policy``. Raises ``UserError``.
+    """
+    if model is None or isinstance(model, str):
+        name = _named(model, config)
+        found = load_model_config(name, config)
+        return tokenizer or load_tokenizer(name, config), found, rows_of(found)
+    refuse_not_causal(model.config, f"model {type(model).__name__}")
+    tokenizer = tokenizer or load_tokenizer(model.config._name_or_path, config)
+    return tokenizer, model.config, embedding_rows(model)
+
+
+def _named(model: str | None, config: ORPOConfig) -> str:
+    name = model or config.model
+    if name is None:
+        raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
+    return name
+
+
+def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
+    """The policy in its adapter, free of dropout.
 
     model: a model of transformers, or the name of one to load (default: the config's).
     """
     if model is None or isinstance(model, str):
-        name = model or config.model
-        if name is None:
-            raise UserError("model is missing: pass model=... or ORPOConfig(model=...)")
-        config = config.replace(model=name)
-        model, tokenizer = load_policy(config), tokenizer or load_tokenizer(name, config)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path, config)
+        config = config.replace(model=_named(model, config))
+        model = load_policy(config)
     disable_dropout(model)
-    return _with_adapter(model, config, peft_config), tokenizer
+    return _with_adapter(model, config, peft_config)
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
@@ -111,51 +154,53 @@ def load_policy(config: ORPOConfig) -> Any:
     assert config.model is not None
     precision = resolve_precision(config)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}[precision]
-    adapter = Path(config.model) / "adapter_config.json"  # left by a stage, to be trained on
     model = load_weights(
-        base_of(adapter.parent) if adapter.exists() else config.model,
+        config.model,
         config,
         dtype=half if config.peft else torch.float32,
         quantization=quantization_config(config, half),
     )
-    if adapter.exists():
-        return _go_on_with_adapter(model, adapter.parent)
+    if is_adapter(config.model):
+        return _in_adapter(model, config.model, is_trainable=True)
     if not config.peft:
         return model
     torch.manual_seed(config.seed)  # loading draws random numbers on some engines, not on others
     return add_adapter(model, lora_config(config))
 
 
-def base_of(folder: Path) -> str:
-    """What the adapter in a folder was trained on."""
-    adapter = folder / "adapter_config.json"
-    return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
-def _go_on_with_adapter(model: Any, adapter: Path) -> Any:
+def _in_adapter(base: Any, folder: str | Path, **options: Any) -> Any:
+    """The base in the adapter that lies in a folder, answering by the settings beside it."""
     from peft import PeftModel
 
-    with _loading("adapter", str(adapter)):
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    base.generation_config = own_settings(folder) or base.generation_config
+    path = str(Path(folder).expanduser().resolve())
+    with _loading("adapter", str(folder)):
+        return PeftModel.from_pretrained(base, path, **options)
 
 
 def load_weights(
     model: str, config: ORPOConfig, dtype: torch.dtype, quantization: Any = None
 ) -> Any:
-    """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one."""
+    """``AutoModelForCausalLM`` from a folder or the hub; ``UserError`` if that is not one.
+
+    Of an adapter, its base alone.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
     placed = quantization is not None and not is_deepspeed_zero3_enabled()
     placement = {"device_map": {"": local_device()}} if placed else {}
+    load_model_config(model, config)  # refuses what is no causal model, before reading weights
+    source = _base_source(model, config)
     with _loading("model", model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            locate(model),
-            revision=config.model_revision,
-            trust_remote_code=config.trust_remote_code,
+            **source,
             dtype=dtype,
             quantization_config=quantization,
+            generation_config=mended_file(
+                source["pretrained_model_name_or_path"], source["revision"]
+            ),
             output_loading_info=True,
             **placement,
         )
@@ -180,7 +225,7 @@ def _loading(what: str, model: str) -> Iterator[None]:
     except (UserError, TemporaryFailure, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         if is_outage(error):
             raise TemporaryFailure(f"{what} {model}: cannot be loaded now ({reason})") from error
         raise UserError(f"{what} {model}: cannot be loaded ({reason})") from error
@@ -204,64 +249,28 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def lora_config(config: ORPOConfig) -> Any:
-    """The PEFT configuration that the adapter settings describe."""
-    from peft import LoraConfig
-
-    targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        use_dora=config.use_dora,
-        task_type="CAUSAL_LM",
-    )
-
-
-def add_adapter(model: Any, peft_config: Any) -> Any:
-    """Wrap a model in a fresh adapter; only the adapter will train.
-
-    A quantised base gets no ``prepare_model_for_kbit_training``: PEFT freezes it anyhow, gradient
-    checkpointing here is not the reentrant kind that needs gradients of inputs, and what is left of
-    it casts embeddings, norms and head to fp32.
-    """
-    from peft import get_peft_model
-
-    try:
-        return get_peft_model(model, peft_config)
-    except ValueError as error:
-        if "not found in the base model" not in str(error):
-            raise
-        names = sorted({
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear)
-        })  # fmt: skip
-        raise UserError(
-            f"target_modules {peft_config.target_modules}: not in this model; its linear layers "
-            f"are {', '.join(names)}"
-        ) from error
-
-
 def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None = None) -> Any:
     """A model for use, not for training: a run folder, an adapter folder or any base model.
 
     In the config's precision and, where it says so, quantised. device: default, where this process
     computes; quantised weights are always there.
     """
-    folder = Path(path).expanduser()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(config))
     dtype = half or torch.float32
     quantization = quantization_config(config, dtype)
-    if not (folder / "adapter_config.json").exists():
-        model = load_weights(str(path), config, dtype, quantization)
-    else:
-        from peft import PeftModel
-
-        with _loading("adapter", str(path)):
-            base = load_weights(base_of(folder), config, dtype, quantization)
-            model = PeftModel.from_pretrained(base, str(folder.resolve()))
+    model = load_weights(str(path), config, dtype, quantization)
+    if is_adapter(path):
+        model = _in_adapter(model, path)
     if quantization is None:
         model = model.to(local_device() if device is None else device)
     return model.eval()
+
+
+def merged_model(adapter: Path, config: ORPOConfig) -> Any:
+    """The plain model, on the CPU, with a saved adapter added to its weights.
+
+    The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
+    """
+    with runtime.whole_weights():
+        base = load_weights(str(adapter), config, torch.float32)
+    return _in_adapter(base, adapter, torch_device="cpu").merge_and_unload()

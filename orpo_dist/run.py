@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from orpo_dist import runtime
+from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
+from orpo_dist.card import write_card
 from orpo_dist.compatibility import refuse_impossible
-from orpo_dist.config import ORPOConfig
+from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.console import quieten_libraries
 from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
-from orpo_dist.handle import TrainedModel
+from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.interruption import Interrupted, StopOnSignal
 from orpo_dist.model import locate
 from orpo_dist.report import write_report
@@ -44,6 +46,7 @@ def train(
     Raises ``UserError`` for what the user can mend, and ``Interrupted`` after Ctrl-C, SIGTERM or
     SIGUSR1, with a checkpoint saved.
     """
+    require_config(config)
     if config.model is None:
         raise UserError("model is missing: pass --model (a folder or a hub id)")
     quieten_libraries()
@@ -52,8 +55,14 @@ def train(
         if not stage.data_path:
             raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
         refuse_impossible(stage, here.engine)
-    config = config.replace(model=locate(config.model))
+    config = going_on(config.replace(model=locate(config.model)))
+    say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
+    if folder.path.resolve() == Path(str(config.model)):
+        raise UserError(
+            f"project_name {config.project_name}: is the folder of the model to begin with; "
+            "choose another name"
+        )
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
     folder.update_run(
@@ -91,6 +100,7 @@ def train(
     )
     if here.is_main:
         write_report(folder.path)
+        write_card(folder.path)
     here.wait()
     return handle
 

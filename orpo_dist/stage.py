@@ -19,10 +19,11 @@ from orpo_dist.data import (
     columns_of,
     held_out_paths,
     limits_of,
+    make_encoder,
     prepare,
     template_text,
 )
-from orpo_dist.data.report import skip_sentence, truncation_sentences
+from orpo_dist.data.report import sentences
 from orpo_dist.folder import RunFolder, read_json, write_json
 from orpo_dist.handle import TrainedModel
 from orpo_dist.interruption import Interrupted, StopOnSignal
@@ -150,12 +151,6 @@ class Stage:
         if self.folder.writes:
             forget_merged(path)
         metrics = final_metrics(trainer)
-        if config.use_dora and not config.merge_adapter:
-            logger.warning(
-                "DoRA adapter: load it with PEFT (AutoPeftModelForCausalLM) or 'orpo-dist', or "
-                "train with --merge-adapter; AutoModelForCausalLM of transformers drops DoRA's "
-                "magnitudes"
-            )
         model = _merged(trainer, config, path) if config.merge_adapter else trainer.model
         return TrainedModel(model, trainer.processing_class, config, path, metrics)
 
@@ -164,7 +159,7 @@ def load_encoder(model: str, config: ORPOConfig) -> tuple[Any, Encoder]:
     """The tokenizer of a run, and what turns its rows into tokens."""
     tokenizer = load_tokenizer(model, config)
     limits = limits_of(config, load_model_config(model, config))
-    return tokenizer, Encoder(tokenizer, config.chat_template, limits)
+    return tokenizer, make_encoder(tokenizer, config, limits)
 
 
 def load_data(config: ORPOConfig, encoder: Encoder) -> tuple[PairDataset, PairDataset | None]:
@@ -197,9 +192,7 @@ def _report_data(
     write_json(folder.data_report, {**before, **reports, "leaked_pairs": leaked})
     skipped = {}
     for name, report in reports.items():
-        if sentence := skip_sentence(report):
-            logger.warning("%s data: %s", name, sentence)
-        for loud, sentence in truncation_sentences(report):
+        for loud, sentence in sentences(report):
             logger.log(logging.WARNING if loud else logging.INFO, "%s data: %s", name, sentence)
         skipped[name] = {reason: entry["count"] for reason, entry in report["skipped"].items()}
     if leaked:

@@ -14,18 +14,28 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from orpo_dist import runtime
+from orpo_dist.adapters import going_on
 from orpo_dist.allocator import keep_freed_memory
+from orpo_dist.answering import mend_generation, stop_at
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
-from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, PairDataset, as_pairs, limits_of
+from orpo_dist.config import ORPOConfig, require_config
+from orpo_dist.data import (
+    PairDataset,
+    as_pairs,
+    check_pairs,
+    keep_used_template,
+    limits_of,
+    make_encoder,
+)
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
-from orpo_dist.model import make_policy
+from orpo_dist.model import look_at, make_policy
 from orpo_dist.objective import orpo_loss
+from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
@@ -63,19 +73,22 @@ class ORPOTrainer(BudgetTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ):
         config = args if args is not None else ORPOConfig()
-        if not isinstance(config, ORPOConfig):
-            raise UserError(
-                f"args must be an ORPOConfig, not {type(args).__name__}; settings of "
-                "TrainingArguments go into ORPOConfig(trainer_args={...})"
-            )
+        require_config(config, "args")
         self.runtime = runtime.start()
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
+        if model is None or isinstance(model, str):
+            config = going_on(config, model)
+        processing_class, model_config, rows = look_at(model, config, processing_class)
+        limits = limits_of(config, model_config, rows)
+        self._encoder = make_encoder(processing_class, config, limits)
+        train_pairs = as_pairs(train_dataset, self._encoder, config, training=True)
+        eval_pairs = as_pairs(eval_dataset, self._encoder, config)
+        keep_used_template(self._encoder, train_pairs, eval_pairs)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
-        policy, processing_class = make_policy(model, config, processing_class, peft_config)
-        encoder = Encoder(processing_class, config.chat_template, limits_of(config, policy.config))
-        train_pairs = as_pairs(train_dataset, encoder, config, training=True)
-        eval_pairs = as_pairs(eval_dataset, encoder, config)
+        policy = make_policy(model, config, peft_config)
+        mend_generation(causal_model(policy))
+        stop_at(causal_model(policy), self._encoder.end_id)
         lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)
@@ -136,12 +149,9 @@ class ORPOTrainer(BudgetTrainer):
         if pairs is None:
             raise UserError("evaluation needs an eval_dataset")
         if not isinstance(pairs, PairDataset):
-            encoder = Encoder(
-                self.processing_class,
-                self.config.chat_template,
-                limits_of(self.config, self.model.config),
-            )
-            pairs = as_pairs(pairs, encoder, self.config)
+            pairs = as_pairs(pairs, self._encoder, self.config)
+        elif pairs is not self.eval_dataset:
+            check_pairs(pairs, self._encoder, "eval_dataset")
         if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
             raise UserError(
                 f"evaluation data: has {pairs.longest} tokens in a sequence, and this model's rope "
@@ -224,7 +234,16 @@ class ORPOTrainer(BudgetTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; first finds the token budget, where that is ``auto``."""
         self.settle_budget()
+        self._mention_idle_steps()
         return super().train(*args, **kwargs)
+
+    def _mention_idle_steps(self) -> None:
+        """A warning where much of the run, which may be short, has learning rate 0."""
+        if self.train_plan is None or self.lr_scheduler is not None:
+            return
+        if said := idle_steps(self.args, total_steps(self.config, self.train_plan)):
+            stage = f"stage {self.stage}: " if self.stage is not None else ""
+            logger.warning("%s%s", stage, said)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""

@@ -25,12 +25,28 @@ def derived_truth(trainer: ORPOTrainer) -> str:
     world = plan.world_size
     return (
         f"{Path(str(config.model)).name}: {adapter}{base}{count(trains)} of {count(total)} "
-        f"parameters train | {len(plan.lengths)} pairs, {plan.steps_per_epoch} steps an epoch, "
-        f"{total_steps(config, plan)} in all | a step: {_step(trainer)} | {trainer.runtime.engine} "
-        f"on {world} process{'es' * (world > 1)}, {trainer.args.device.type}, {precision}, "
-        f"{attention} attention | {_alpha(config)}, "
+        f"parameters train | {len(plan.lengths)} pairs{_forms(trainer)}, {plan.steps_per_epoch} "
+        f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | "
+        f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}, "
+        f"{trainer.args.device.type}, {precision}, {attention} attention | {_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
+
+
+FORMS = {
+    "messages": "messages in the chat template",
+    "wrapped": "plain prompts in the chat template",
+    "rendered": "rendered text as it is",
+    "plain": "plain text as it is",
+}
+
+
+def _forms(trainer: ORPOTrainer) -> str:
+    """In which form the prompts came, and what was made of them; with counts if in several."""
+    forms = trainer.train_dataset.report.get("forms", {})
+    alone = len(forms) == 1
+    said = [FORMS[form] if alone else f"{n} {FORMS[form]}" for form, n in forms.items()]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _step(trainer: ORPOTrainer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -15,6 +16,21 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+@contextlib.contextmanager
+def noted(found: list[str]) -> Iterator[None]:
+    """Puts the sentence of a ``UserError`` into ``found``, so that several are told at once."""
+    try:
+        yield
+    except UserError as error:
+        found.append(str(error))
+
+
+def refuse(found: list[str], where: str = "") -> None:
+    """One ``UserError`` of all sentences in ``found``, if there are any. where: begins it."""
+    if found:
+        raise UserError((f"{where}: " if where else "") + "; ".join(found))
 
 
 class TemporaryFailure(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kinds import make_kind
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -97,6 +100,17 @@ def tiny_model(tiny_model_dir: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def kind_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``kind_dir("qwen3")``: the folder of a model of that kind (``tests/kinds.py``), made once."""
+
+    @functools.cache
+    def made(name: str) -> Path:
+        return make_kind(name, tmp_path_factory.mktemp(name))
+
+    return made
 
 
 def disturbed(model: Any, seed: int) -> Any:

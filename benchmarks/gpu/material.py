@@ -47,7 +47,7 @@ def llama(options: Options, name: str, dtype: torch.dtype) -> Any:
 def adapted(model: Any) -> Any:
     """In a fresh LoRA adapter with the toolkit's own settings."""
     from orpo_dist import ORPOConfig
-    from orpo_dist.model import add_adapter, lora_config
+    from orpo_dist.adapters import add_adapter, lora_config
 
     return add_adapter(model, lora_config(ORPOConfig(peft=True)))
 

@@ -16,8 +16,9 @@ from orpo_dist.audit.rules import BIASED, MANY_CUT, MANY_UNUSABLE, RULES, Findin
 from orpo_dist.audit.texts import check_texts, main_scripts, script_switches
 from orpo_dist.audit.tokens import TokenTable
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import Encoder, Limits, columns_of, held_out_paths
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data import Limits, columns_of, held_out_paths, make_encoder
+from orpo_dist.data.messages import words
+from orpo_dist.data.reasons import NOTES, REASONS
 from orpo_dist.types import UserError
 
 
@@ -63,21 +64,27 @@ def audit(config: ORPOConfig, tokenizer: Any = None, limits: Limits | None = Non
     texts = Texts.of(corpus)
     hits = compare_pairs(corpus, texts)
     hits |= check_texts(corpus, texts.prompts, tokenizer)
+    hits["lower_score"] = {
+        pair: NOTES[note] for pair, notes in corpus.notes.items() for note in notes
+    }
     paths, split = held_out_paths(config)
     if paths:
         held_out = read_corpus(paths, columns_of(config), split)
         hits |= find_leakage(corpus, texts, held_out, Texts.of(held_out))
-    scripts = [main_scripts(texts.prompts), main_scripts([e.chosen for e in corpus.examples])]
+    chosen = [words(example.chosen) for example in corpus.examples]
+    scripts = [main_scripts(texts.prompts), main_scripts(chosen)]
     hits["script_switch"] = script_switches(*scripts)
     lengths, counted = _characters(corpus, texts), np.ones(len(corpus), bool)
     unusable, truncation = dict(corpus.unusable), {}
     if tokenizer is not None:
-        table = TokenTable(corpus, Encoder(tokenizer, config.chat_template))
+        known = Limits(rows=limits.rows if limits else None)
+        table = TokenTable(corpus, make_encoder(tokenizer, config, known))
         lengths, counted = table.lengths, table.readable
         if not counted.any():
             raise UserError(f"{', '.join(config.data_path)}: the template accepts no pair")
         unusable |= {int(corpus.rows[pair]): why for pair, why in table.refused.items()}
         hits["double_bos"] |= table.double_bos
+        hits["beyond_embedding"] = table.beyond
         hits |= _cut_by(table, limits or Limits())
         truncation = {"truncation": _truncation(table, limits or Limits())}
     figures = {
@@ -120,7 +127,7 @@ def _reasons(corpus: Corpus) -> str:
 
 
 def _characters(corpus: Corpus, texts: Texts) -> np.ndarray:
-    sides = [(len(example.chosen), len(example.rejected)) for example in corpus.examples]
+    sides = [(len(words(e.chosen)), len(words(e.rejected))) for e in corpus.examples]
     return np.asarray([(len(p), *s) for p, s in zip(texts.prompts, sides, strict=True)], np.int64)
 
 

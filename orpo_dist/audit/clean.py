@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.audit.audit import Audit
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data import columns_of
+from orpo_dist.data.reading import Reading
 from orpo_dist.data.sources import open_source
 from orpo_dist.types import UserError
 
@@ -27,24 +30,26 @@ def drop_list_path(clean: Path) -> Path:
     return clean.with_suffix(".dropped.csv")
 
 
-def write_clean(
-    found: Audit, paths: list[str], split: str, clean: Path, rules: Collection[str]
-) -> int:
+def write_clean(found: Audit, config: ORPOConfig, clean: Path, rules: Collection[str]) -> int:
     """Write the rows that stay, unchanged, as JSON lines, and the drop list beside them.
 
-    Returns how many rows were dropped. Raises ``UserError`` if the files changed meanwhile.
+    Of ranked lists the pairs that stay are written. Returns how many rows were dropped. Raises
+    ``UserError`` if the files changed meanwhile.
     """
     dropped = dropped_rows(found, rules)
     partial = clean.with_name(clean.name + ".part")
     origins = iter(enumerate(found.corpus.origins))
     with partial.open("w", encoding="utf-8") as out:
-        for path in paths:
-            for origin, row in open_source(path, split).rows:
+        for path in config.data_path:
+            source = open_source(path, config.train_split)
+            for record in Reading(source, columns_of(config, training=True), quiet=True):
                 number, known = next(origins, (-1, ""))
-                if known != origin:
-                    raise UserError(f"{origin}: the file changed while it was audited; run again")
-                if number not in dropped and isinstance(row, dict):
-                    out.write(_line(row))
+                if known != record.origin:
+                    raise UserError(
+                        f"{record.origin}: the file changed while it was audited; run again"
+                    )
+                if number not in dropped and isinstance(record.raw, dict):
+                    out.write(_line(record.raw))
     partial.replace(clean)
     with drop_list_path(clean).open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)

@@ -65,7 +65,7 @@ def run_audit(options: argparse.Namespace) -> int:
 
         clean = outputs["clean"]
         try:
-            dropped = write_clean(found, config.data_path, config.train_split, clean, rules)
+            dropped = write_clean(found, config, clean, rules)
         except OSError as error:
             raise UserError(f"clean {clean}: cannot be written ({error.strerror})") from error
         kept = len(found.corpus.origins) - dropped

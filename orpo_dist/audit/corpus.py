@@ -9,9 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from orpo_dist.data import Columns
-from orpo_dist.data.prepare import require_columns
-from orpo_dist.data.rows import Example, Unusable, parse_row
-from orpo_dist.data.sources import Unreadable, open_source
+from orpo_dist.data.reading import Reading
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example
+from orpo_dist.data.sources import open_source
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Corpus:
 
     origins: ``file:row`` of all R rows. unusable: row number -> reason (a key of ``REASONS``).
     examples: the N pairs; rows: (N,) their row numbers. categories: of the N pairs, the source's
-    name where a row has none and there are several sources.
+    name where a row has none and there are several sources. notes: pair -> keys of ``NOTES``.
     """
 
     origins: list[str]
@@ -28,6 +29,7 @@ class Corpus:
     examples: list[Example]
     rows: np.ndarray
     categories: list[str]
+    notes: dict[int, tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -43,29 +45,28 @@ def read_corpus(paths: Sequence[str], columns: Columns, split: str) -> Corpus:
     examples: list[Example] = []
     rows: list[int] = []
     categories: list[str] = []
+    notes: dict[int, tuple[str, ...]] = {}
     sources = [open_source(path, split) for path in paths]
     for source in sources:
         default = source.name if len(sources) > 1 else ""
+        reading = Reading(source, columns)
         stream = tqdm(
-            require_columns(source, columns),
-            desc=f"reading {source.name}",
-            unit=" rows",
-            disable=None,
-            leave=False,
+            reading, desc=f"reading {source.name}", unit=" rows", disable=None, leave=False
         )
-        for origin, row in stream:
+        for record in stream:
             try:
-                if isinstance(row, Unreadable):
-                    raise Unusable("not_json")
-                example = parse_row(row, columns)
+                example = record.example(reading.columns)
             except Unusable as reason:
                 unusable[len(origins)] = reason.reason
             else:
+                if record.notes:
+                    notes[len(examples)] = record.notes
                 rows.append(len(origins))
                 examples.append(example)
                 categories.append(example.category or default)
-            origins.append(origin)
-    return Corpus(origins, unusable, examples, np.asarray(rows, dtype=np.int64), categories)
+            origins.append(record.origin)
+        reading.conclude()
+    return Corpus(origins, unusable, examples, np.asarray(rows, dtype=np.int64), categories, notes)
 
 
 def prompt_text(example: Example) -> str:

@@ -11,6 +11,7 @@ from orpo_dist.audit.corpus import Corpus, prompt_text
 from orpo_dist.audit.near import candidates, candidates_between
 from orpo_dist.audit.rules import NEAR, NEAR_IDENTICAL
 from orpo_dist.audit.shingles import Shingles, jaccard, shingle
+from orpo_dist.data.messages import words
 
 Hits = dict[str, dict[int, str]]  # rule -> pair -> what is said of it
 SLACK = 0.2  # a signature's estimate this far below the threshold is not worth the exact figure
@@ -29,8 +30,8 @@ class Texts:
     @classmethod
     def of(cls, corpus: Corpus) -> Texts:
         prompts = [prompt_text(example) for example in corpus.examples]
-        chosen = [example.chosen for example in corpus.examples]
-        rejected = [example.rejected for example in corpus.examples]
+        chosen = [words(example.chosen) for example in corpus.examples]
+        rejected = [words(example.rejected) for example in corpus.examples]
         return cls(
             prompts,
             [

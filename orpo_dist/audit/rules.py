@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data.reasons import REASONS
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -54,6 +54,14 @@ RULES = {
         f"the prompt is at least {NEAR} similar to one of the evaluation data",
         drop=True,
     ),
+    "beyond_embedding": Rule(
+        "error",
+        "{n} pairs hold a token that the model has no embedding for",
+        "use the tokenizer that belongs to the model, or give the model more rows with "
+        "resize_token_embeddings; training refuses these data",
+        "a token id of prompt or answers, the end token included, is not below the vocab_size in "
+        "the model's config.json",
+    ),
     "double_bos": Rule(
         "error",
         "{n} prompts begin with a BOS token that the tokenizer or template adds again",
@@ -80,6 +88,13 @@ RULES = {
         "check that the small difference is what the model shall learn; if not, --drop them",
         "the answers differ only in case and white space, or are at least "
         f"{NEAR_IDENTICAL} similar",
+    ),
+    "lower_score": Rule(
+        "warning",
+        "{n} pairs have a chosen answer with the lower score",
+        "find out which answer is the better one; if the scores are right, --drop these pairs",
+        "of two score or rating columns (`score_chosen` and `score_rejected` …), the one of chosen "
+        "is the lower",
     ),
     "length_bias": Rule(
         "warning",

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from orpo_dist.audit.corpus import Corpus
 from orpo_dist.audit.pairs import Hits
 from orpo_dist.audit.rules import FEW_LETTERS
-from orpo_dist.data.rows import Message
+from orpo_dist.data.messages import Message, words
 
 BEGIN = (r"<s>", r"<bos>", r"<\|begin_of_text\|>")
 END = (
@@ -49,8 +49,8 @@ JAPANESE = {SCRIPTS.index("Han"), SCRIPTS.index("Kana")}
 
 def check_texts(corpus: Corpus, prompts: Sequence[str], tokenizer: Any = None) -> Hits:
     """Odd roles, marks and doubled tokens; the tokenizer's own special tokens count too."""
-    chosen = [example.chosen for example in corpus.examples]
-    rejected = [example.rejected for example in corpus.examples]
+    chosen = [words(example.chosen) for example in corpus.examples]
+    rejected = [words(example.rejected) for example in corpus.examples]
     begin, end, special = set(BEGIN), set(END), set[str]()
     if tokenizer is not None:
         special = {re.escape(token) for token in tokenizer.all_special_tokens if token.strip()}

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from orpo_dist.audit.corpus import Corpus
 from orpo_dist.data import Encoder
-from orpo_dist.data.rows import Unusable
+from orpo_dist.data.reasons import Unusable
 
 BATCH = 2048
 
@@ -19,7 +19,8 @@ class TokenTable:
 
     lengths: (N, 3) tokens, the end token included; a pair whose answer merges with its prompt may
     differ by a token from what training sees. shared: (N,) tokens both answers begin with.
-    readable: (N,) bool. refused: pair -> reason of the loader. double_bos: pair -> where.
+    readable: (N,) bool. refused: pair -> reason of the loader. double_bos: pair -> where. beyond:
+    pair -> a token that the model has no embedding for.
     """
 
     def __init__(self, corpus: Corpus, encoder: Encoder):
@@ -28,9 +29,7 @@ class TokenTable:
         self.shared = np.zeros(len(corpus), np.int64)
         self.refused: dict[int, str] = {}
         self.double_bos: dict[int, str] = {}
-        plain = self._ids(["a"])[0]
-        # what the tokenizer adds before plain text; a template writes its own
-        self._bos = [] if encoder.wraps_strings else encoder.prompt_ids("a")[: -len(plain)]
+        self.beyond: dict[int, str] = {}
         for start in tqdm(
             range(0, len(corpus), BATCH), desc="tokenising", disable=None, leave=False
         ):
@@ -45,23 +44,19 @@ class TokenTable:
 
     def _batch(self, corpus: Corpus, pairs: range) -> None:
         texts: list[str] = []
-        kept: list[int] = []
+        kept: dict[int, list[int]] = {}  # with what begins their prompt
         for pair in pairs:
             example = corpus.examples[pair]
             try:
-                found = self.encoder.texts(example.prompt, [example.chosen, example.rejected])
+                found = self.encoder.pair_texts(example)
             except Unusable as reason:
                 self.refused[pair] = reason.reason
                 continue
-            if empty := [n for n in (1, 2) if not found[n].strip()]:
-                self.refused[pair] = ("empty_chosen", "empty_rejected")[empty[0] - 1]
-                continue
-            kept.append(pair)
-            texts += found
+            kept[pair] = self.encoder.bos_of(found)
+            texts += [found.prompt, *found.answers]
         ids = iter(self._ids(texts) if texts else [])
-        for pair in kept:
-            plain = isinstance(corpus.examples[pair].prompt, str)
-            self._measure(pair, self._bos * plain + next(ids), next(ids), next(ids))
+        for pair, bos in kept.items():
+            self._measure(pair, bos + next(ids), next(ids), next(ids))
 
     def _measure(
         self, pair: int, prompt: list[int], chosen: list[int], rejected: list[int]
@@ -71,6 +66,13 @@ class TokenTable:
             self.refused[pair] = "end_inside"
         elif chosen == rejected:
             self.refused[pair] = "identical_answers"
+        highest, rows = (
+            max(*prompt, *chosen, *rejected, self.encoder.end_id),
+            self.encoder.limits.rows,
+        )
+        if rows is not None and highest >= rows:
+            token = self.encoder.tokenizer.convert_ids_to_tokens(highest)
+            self.beyond[pair] = f"{token!r} is token {highest}, and the embedding has {rows} rows"
         begin = self.encoder.tokenizer.bos_token_id
         if begin is not None and prompt[:2] == [begin, begin]:
             self.double_bos[pair] = "the prompt's tokens"

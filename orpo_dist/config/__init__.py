@@ -6,6 +6,7 @@ from orpo_dist.config.load import (
     dump_config,
     load_config,
     read_yaml,
+    require_config,
 )
 from orpo_dist.config.schema import ORPOConfig
 
@@ -16,4 +17,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "read_yaml",
+    "require_config",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from orpo_dist import schedules
-from orpo_dist.config.names import explain_unknown, sentence
+from orpo_dist.config.names import explain_unknown, meant, sentence
 
 if TYPE_CHECKING:
     from orpo_dist.config.schema import ORPOConfig
@@ -16,33 +17,88 @@ if TYPE_CHECKING:
 # A stage goes on with the model of the last one, in the same folder: these hold for a whole run.
 WHOLE_RUN = (
     "model", "model_revision", "trainer", "project_name", "overwrite", "resume_from_checkpoint",
-    "trust_remote_code", "chat_template", "log", "stages", "quantization", "mixed_precision",
-    "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "merge_adapter",
+    "trust_remote_code", "chat_template", "chat_template_kwargs", "log", "stages", "quantization",
+    "mixed_precision", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
+    "merge_adapter",
 )  # fmt: skip
 
 
-def stage_values(
-    run: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], schema: type[ORPOConfig]
-) -> list[dict[str, Any]]:
-    """The settings of every stage: the run's, with the stage's in their place, checked.
+class Contradictory(ValueError):
+    """Settings that cannot hold together; one sentence for each trouble."""
 
-    Raises ``ValueError`` that names the stage.
+    def __init__(self, sentences: list[str]):
+        super().__init__("; ".join(sentences))
+        self.sentences = sentences
+
+
+def problems(
+    schema: type[ORPOConfig], values: Mapping[str, Any], doubtful: Set[str] = frozenset()
+) -> list[str]:
+    """Everything that is wrong with ``values``; empty when all is well. doubtful: as below."""
+    try:
+        schema.__pydantic_validator__.validate_python(
+            dict(values), self_instance=schema.__new__(schema)
+        )
+    except ValidationError as error:
+        return complaints(schema, values, error, doubtful)
+    return []
+
+
+def complaints(
+    schema: type[ORPOConfig],
+    values: Mapping[str, Any],
+    error: ValidationError,
+    doubtful: Set[str] = frozenset(),
+) -> list[str]:
+    """What is wrong with ``values``, of which pydantic has found ``error``: unknown names and bad
+    values, and what the others say against each other.
+
+    doubtful: settings whose value is not known, so that nothing is said against them.
     """
-    found = []
+    found: list[str] = []
+    bad: set[str] = set()
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            found.append(explain_unknown(name, schema.model_fields))
+            bad |= {name, meant(name, schema.model_fields)}
+        elif name:
+            found.append(sentence(problem))
+            bad.add(name)
+        else:
+            said = problem["ctx"]["error"].sentences
+            found += [one for one in said if not doubtful & set(re.findall(r"\w+", one))]
+    if not bad:
+        return found
+    doubtful = doubtful | bad
+    rest = {name: value for name, value in values.items() if name not in doubtful}
+    stages = rest.pop("stages", None) or []
+    found += problems(schema, rest, doubtful)
+    return found + stage_values(rest, stages, schema, found, doubtful)[1]
+
+
+def stage_values(
+    run: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    schema: type[ORPOConfig],
+    known: Sequence[str] = (),
+    doubtful: Set[str] = frozenset(),
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The settings of every stage: the run's, with the stage's in their place; and what is wrong
+    with them, as sentences that name the stage. known: what was said of the run already.
+    """
+    found: list[dict[str, Any]] = []
+    wrong: list[str] = []
     for number, overrides in enumerate(stages, start=1):
-        for name in overrides:
-            if name in WHOLE_RUN:
-                raise ValueError(f"stage {number}: {name} is one for the whole run")
-            if name not in schema.model_fields:
-                raise ValueError(f"stage {number}: {explain_unknown(name, schema.model_fields)}")
-        values = {**run, **overrides, "stages": None}
-        try:
-            schema(**values)
-        except ValidationError as error:
-            sentences = "; ".join(sentence(problem) for problem in error.errors())
-            raise ValueError(f"stage {number}: {sentences}") from error
+        whole = [str(name) for name in overrides if name in WHOLE_RUN]
+        own = {str(name): value for name, value in overrides.items() if name not in whole}
+        values = {**run, **own, "stages": None}
+        sentences = [f"{name} is one for the whole run" for name in whole]
+        sentences += [one for one in problems(schema, values, doubtful) if one not in known]
+        if sentences:
+            wrong.append(f"stage {number}: {'; '.join(sentences)}")
         found.append(values)
-    return found
+    return found, wrong
 
 
 def contradictions(config: ORPOConfig) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from orpo_dist.config.names import sentence
+from orpo_dist.config.checks import problems
 from orpo_dist.config.schema import ORPOConfig
 from orpo_dist.types import UserError
 
@@ -39,15 +39,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def build_config(values: Mapping[str, Any], where: str = "") -> ORPOConfig:
-    """An ``ORPOConfig`` from plain values; ``UserError`` instead of pydantic's report.
+    """An ``ORPOConfig`` from plain values of any keys; ``UserError`` for mistakes.
 
     where: named at the start of the sentence, e.g. the file the values came from.
     """
     try:
-        return ORPOConfig.model_validate(dict(values))
-    except ValidationError as error:
-        sentences = [sentence(problem) for problem in error.errors()]
-        raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
+        return ORPOConfig(**{str(name): value for name, value in values.items()})
+    except UserError as error:
+        raise UserError(f"{where}: " * bool(where) + str(error)) from None
+
+
+def require_config(given: Any, name: str = "config") -> None:
+    """``UserError`` where something else stands for an ``ORPOConfig``. name: of the argument."""
+    if not isinstance(given, ORPOConfig):
+        raise UserError(
+            f"{name} must be an ORPOConfig, not {type(given).__name__}: a mapping becomes one by "
+            "ORPOConfig(**settings), and what TrainingArguments alone have goes into its "
+            "trainer_args={...}"
+        )
 
 
 class _Apart(ORPOConfig):
@@ -61,24 +70,25 @@ class _Apart(ORPOConfig):
 def check_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Some settings of a config to come, each checked and converted, but not against each other.
 
-    Raises ``UserError`` for an unknown name and for a value that its setting never takes.
+    Raises ``UserError`` for unknown names and for values that their settings never take.
     """
     try:
-        checked = _Apart.model_validate(dict(values))
-    except ValidationError as error:
-        sentences = [sentence(problem) for problem in error.errors()]
-        raise UserError(f"{where}: " * bool(where) + "; ".join(sentences)) from error
+        checked = _Apart(**{str(name): value for name, value in values.items()})
+    except UserError as error:
+        raise UserError(f"{where}: " * bool(where) + str(error)) from None
     return {name: getattr(checked, name) for name in values}
 
 
 def load_config(
     path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> ORPOConfig:
-    """defaults < the YAML file at ``path`` < ``overrides``."""
-    values = read_yaml(path) if path is not None else {}
-    if path is not None:
-        build_config(values, where=f"config {path}")  # names the file when the file is at fault
-    return build_config({**values, **(overrides or {})})
+    """defaults < the YAML file at ``path`` < ``overrides``; mistakes in both are told at once."""
+    values = {str(name): value for name, value in (read_yaml(path) if path else {}).items()}
+    both = {**values, **(overrides or {})}
+    if found := problems(ORPOConfig, values):  # names the file when the file is at fault
+        more = [said for said in problems(ORPOConfig, both) if said not in found]
+        raise UserError("; ".join([f"config {path}: {'; '.join(found)}", *more]))
+    return build_config(both)
 
 
 def dump_config(config: ORPOConfig) -> str:

@@ -76,13 +76,20 @@ def explain_unknown(
     unknown = f"unknown {kind} '{write(name)}'"
     if name in ALIASES:
         return f"{unknown}: here it is called {write(ALIASES[name])}"
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    if close:
-        return f"{unknown}: did you mean {write(close[0])}?"
+    if guess := meant(name, known):
+        return f"{unknown}: did you mean {write(guess)}?"
     return (
         f"{unknown}: see 'orpo-dist train --help' for the names; anything else that "
         "transformers' TrainingArguments takes goes under trainer_args"
     )
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The setting that a wrong name most likely means; empty where none is like it."""
+    if name in ALIASES:
+        return ALIASES[name].partition(" ")[0]
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return close[0] if close else ""
 
 
 def sentence(problem: Any) -> str:

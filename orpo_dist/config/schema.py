@@ -5,15 +5,26 @@ Flags, YAML keys, Python keywords and the documentation all come from this class
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orpo_dist import schedules
-from orpo_dist.config.checks import contradictions, stage_values
-from orpo_dist.config.names import ALIASES, explain_unknown
+from orpo_dist.config.checks import Contradictory, complaints, contradictions, stage_values
+from orpo_dist.config.names import ALIASES
+from orpo_dist.types import UserError
 
 Strategy = Literal["no", "steps", "epoch"]
+DataFormat = Literal[
+    "auto", "pairs", "orca", "alpaca", "sharegpt", "ultrafeedback", "argilla", "hh", "ranked"
+]
 
 # Settings of TrainingArguments that this toolkit owns: setting them twice would be a contradiction.
 OWNED_TRAINER_ARGS = {
@@ -45,7 +56,7 @@ def setting(group: str, default: Any, description: str, **checks: Any) -> Any:
 
 
 class ORPOConfig(BaseModel):
-    """All settings of one ORPO run. Immutable; unknown names and bad values raise ``ValueError``."""
+    """All settings of one ORPO run. Immutable; mistakes raise ``UserError``, all in one sentence."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -76,9 +87,14 @@ class ORPOConfig(BaseModel):
     prompt_text_column: str = setting("data", "prompt", "column of the prompt")
     text_column: str = setting("data", "chosen", "column of the preferred answer")
     rejected_text_column: str = setting("data", "rejected", "column of the answer to avoid")
+    system_column: str | None = setting("data", None, "column of a system message that goes before the prompt")
+    tools_column: str = setting("data", "tools", "column of the tools that the chat template describes to the model, where there is one")
+    data_format: DataFormat = setting("data", "auto", "what the columns are called and mean: auto looks at the columns and says what it takes them for")
+    implicit_prompt: bool = setting("data", False, "take what both answers begin with as the prompt, where plain texts have no prompt column")
     category_column: str = setting("data", "category", "column that groups pairs in evaluations, where there is one")
     strict_data: bool = setting("data", False, "fail on the first unusable row instead of skipping and counting")
     chat_template: str | None = setting("data", None, "a Jinja file or text to use as chat template; 'none' leaves plain strings as they are; default: the tokenizer's own")
+    chat_template_kwargs: dict[str, Any] = setting("data", {}, "further arguments of the chat template, as a mapping, e.g. enable_thinking: false")
     max_prompt_length: int | None = setting("data", 128, "longest prompt in tokens, cut on the left", ge=1)
     max_completion_length: int | None = setting("data", None, "longest answer in tokens, each on its own, cut on the right", ge=2)
     max_seq_length: int | None = setting("data", None, "longest prompt + answer in tokens; default: the model's context", ge=4)
@@ -145,14 +161,19 @@ class ORPOConfig(BaseModel):
     trainer_args: dict[str, Any] = setting("schedule", {}, "anything else for transformers' TrainingArguments, as a mapping")
     # fmt: on
 
-    @model_validator(mode="before")
+    def __init__(self, /, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError("; ".join(complaints(type(self), values, error))) from None
+
     @classmethod
-    def _known_names_only(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values:
-                if name not in cls.model_fields:
-                    raise ValueError(explain_unknown(str(name), cls.model_fields))
-        return values
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, with our sentences."""
+        return super().model_validate(obj, **options) if isinstance(obj, cls) else cls(**obj)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(f"a config is frozen: make another with config.replace({name}=...)")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -197,28 +218,30 @@ class ORPOConfig(BaseModel):
     @field_validator("trainer_args")
     @classmethod
     def _no_contradictions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        found = []
         for name in value:
             ours = ALIASES.get(name) or OWNED_TRAINER_ARGS.get(name)
             ours = ours or (name if name in cls.model_fields else None)
             if ours:
-                raise ValueError(f"'{name}' is set by {ours}, not under trainer_args")
+                found.append(f"'{name}' is set by {ours}, not under trainer_args")
+        if found:
+            raise ValueError("; ".join(found))
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> ORPOConfig:
-        for complaint in contradictions(self):
-            raise ValueError(complaint)
-        self.stage_configs()
+        found = contradictions(self)
+        found += stage_values(self.model_dump(), self.stages or [], ORPOConfig, found)[1]
+        if found:
+            raise Contradictory(found)
         return self
 
     def stage_configs(self) -> list[ORPOConfig]:
         """The settings of every stage, in order; without ``stages`` there is one: these."""
         if not self.stages:
             return [self]
-        return [
-            ORPOConfig(**values)
-            for values in stage_values(self.model_dump(), self.stages, ORPOConfig)
-        ]
+        values, _ = stage_values(self.model_dump(), self.stages, ORPOConfig)
+        return [ORPOConfig(**of_stage) for of_stage in values]
 
     @property
     def keeps_best(self) -> bool:

@@ -11,37 +11,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.data.rows import Example, Message, Unusable
+from orpo_dist.data.bounds import require_end
+from orpo_dist.data.forms import Answer, Forms, Texts
+from orpo_dist.data.messages import Message
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example
+from orpo_dist.data.template import PLAIN_TEMPLATE, ChatTemplate
 from orpo_dist.types import UserError
-
-# For tokenizers without a template of their own, when the data are messages.
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'assistant' %}Assistant: {{ m['content'] + eos_token + '\n' }}"
-    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n' }}"
-    "{% else %}{{ m['content'] + '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
-)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit."""
+    """Longest prompt, answer, and prompt + answer, in tokens; None: no limit.
+
+    context: tokens that the model takes; rows: of its embedding; None: not known.
+    """
 
     prompt: int | None = None
     completion: int | None = None
     sequence: int | None = None
     skip_overlong: bool = False
+    context: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair after truncation, with its lengths before."""
+    """Token ids of one pair after truncation, with its lengths before; see ``Texts``."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     full_lengths: tuple[int, int, int]
+    form: str = "plain"
+    notes: tuple[str, ...] = ()
 
 
 class Encoder:
@@ -49,149 +52,147 @@ class Encoder:
 
     chat_template: None for the tokenizer's own, ``"none"`` for plain strings as they are, else a
     Jinja file or text; it is stored in the tokenizer, so that a saved model keeps it.
+    options: further arguments of the template, such as ``enable_thinking``.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None = None, limits: Limits = Limits()):
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the tokenizer has no end-of-text token, so answers could never end; set "
-                "eos_token in its tokenizer_config.json"
-            )
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        limits: Limits = Limits(),
+        options: dict[str, Any] | None = None,
+    ):
+        require_end(tokenizer)
         self.tokenizer, self.limits = tokenizer, limits
         probe = tokenizer("a")["input_ids"]
         self._bos = [tokenizer.bos_token_id] if probe[:1] == [tokenizer.bos_token_id] else []
         own = tokenizer.chat_template
-        if str(own).endswith(PLAIN_TEMPLATE):  # stored there by an encoder, maybe of an older run
+        if str(own).endswith(PLAIN_TEMPLATE):  # stored there by an older run
             own = None
         self.wraps_strings = chat_template != "none" and bool(own or chat_template)
+        built_in = None
         if chat_template not in (None, "none"):
             tokenizer.chat_template = template_text(chat_template)
         elif not own:
-            tokenizer.chat_template = "{{ bos_token }}" * bool(self._bos) + PLAIN_TEMPLATE
-        self._tail, self.end_id, self._template_bos = self._study_template()
+            built_in = "{{ bos_token }}" * bool(self._bos) + PLAIN_TEMPLATE
+        self.template = ChatTemplate(tokenizer, built_in, options)
+        self.end_id = self.template.end_id
+        self._forms = Forms(tokenizer, self.template, self.wraps_strings)
+        self._adds_blank = " " in tokenizer.decode([*self._ids("x"), *self._ids("y")]).strip()
 
-    def _study_template(self) -> tuple[str, int, bool]:
-        """What the template puts after an answer, its end token, and whether it begins with BOS."""
-        question, answer = [{"role": "user", "content": "Q"}], "ANSWER"
-        try:
-            prompt = self._render(question, generate=True)
-            whole = self._render([*question, {"role": "assistant", "content": answer}])
-        except Exception as error:
-            raise UserError(f"the chat template fails on a plain question: {error}") from error
-        tail = whole.rpartition(answer)[2]
-        ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        end = next((i for i in ids if i in special), self.tokenizer.eos_token_id)
-        bos = self.tokenizer.bos_token or ""
-        # ChatML models name <|im_start|> their BOS; a true BOS stands once, at the very beginning.
-        return tail, end, bool(bos) and prompt.startswith(bos) and prompt.count(bos) == 1
+    def keep_template(self) -> None:
+        """Store the built-in template in the tokenizer, now that something was rendered by it."""
+        if self.template.source:
+            self.tokenizer.chat_template = self.template.source
 
-    def _render(self, messages: Sequence[Message], generate: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generate
-        )
-
-    def texts(self, prompt: str | list[Message], answers: Sequence[str]) -> list[str]:
-        """``[prompt, *answers]`` as text, ready to tokenise, without end tokens.
-
-        Raises ``Unusable`` if the template refuses the messages.
-        """
-        if not isinstance(prompt, str) or self.wraps_strings:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            try:
-                prompt = self._render(messages, generate=True)
-                answers = [self._answer_text(prompt, messages, answer) for answer in answers]
-            except Exception as error:  # templates raise what they like
-                raise Unusable("template_refused") from error
-        return [prompt, *(self._strip_end(answer) for answer in answers)]
-
-    def _answer_text(self, prompt: str, messages: list[Message], answer: str) -> str:
-        """The answer as the template writes it after ``prompt``, without what follows it."""
-        whole = self._render([*messages, {"role": "assistant", "content": answer}])
-        if not whole.startswith(prompt):
-            return answer
-        return whole[len(prompt) :].removesuffix(self._tail)
-
-    def _strip_end(self, answer: str) -> str:
-        ends = {self.tokenizer.eos_token, self.tokenizer.convert_ids_to_tokens(self.end_id)}
-        bare = answer.rstrip()
-        while end := next((end for end in ends if bare.endswith(end)), None):
-            answer = bare = bare.removesuffix(end).rstrip()
-        return answer
+    def texts(
+        self,
+        prompt: str | list[Message],
+        answers: Sequence[Answer],
+        tools: list[Any] | None = None,
+    ) -> Texts:
+        """Prompt and answers as text; raises ``Unusable`` if the template refuses the messages."""
+        return self._forms.texts(prompt, answers, tools)
 
     def encode_answer(
         self, prompt: str | list[Message], answer: str
     ) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and one answer, untruncated; for scoring."""
-        text, bare = self.texts(prompt, [answer])
-        ids, joint = self._tokenize([text, text + bare])
-        return self._bos_of(prompt) + ids, self._answer_ids(ids, joint, bare)
+        texts = self.texts(prompt, [answer])
+        ids, joint = self._tokenize([texts.prompt, texts.prompt + texts.answers[0]])
+        return self.bos_of(texts) + ids, self._answer_ids(ids, joint, texts.answers[0])
 
     def prompt_ids(self, prompt: str | list[Message]) -> list[int]:
         """Token ids of a prompt alone, untruncated: what generation starts from."""
-        return self._bos_of(prompt) + self._tokenize(self.texts(prompt, []))[0]
+        texts = self.texts(prompt, [])
+        return self.bos_of(texts) + self._ids(texts.prompt)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text as it is, after BOS where the tokenizer puts one."""
-        return self._bos + self._tokenize([text])[0]
+        return self._bos + self._ids(text)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | Unusable]:
         """Tokenise a batch; an ``Unusable`` stands where an example cannot become a pair."""
-        found: list[list[str] | Unusable] = []
+        found: list[Texts | Unusable] = []
         for example in examples:
             try:
-                found.append(self._pair_texts(example))
+                found.append(self.pair_texts(example))
             except Unusable as unusable:
                 found.append(unusable)
-        readable = [texts for texts in found if not isinstance(texts, Unusable)]
-        ids = iter(self._tokenize([t for p, c, r in readable for t in (p, p + c, p + r)]))
+        readable = [
+            (t.prompt, *(t.prompt + answer for answer in t.answers))
+            for t in found
+            if isinstance(t, Texts)
+        ]
+        ids = iter(self._tokenize([text for texts in readable for text in texts]))
         return [
-            texts
-            if isinstance(texts, Unusable)
-            else self._assemble(example.prompt, texts, [next(ids), next(ids), next(ids)])
-            for example, texts in zip(examples, found, strict=True)
+            self._assemble(texts, [next(ids), next(ids), next(ids)])
+            if isinstance(texts, Texts)
+            else texts
+            for texts in found
         ]
 
-    def _pair_texts(self, example: Example) -> list[str]:
-        texts = self.texts(example.prompt, [example.chosen, example.rejected])
-        for text, reason in zip(texts[1:], ("empty_chosen", "empty_rejected"), strict=True):
-            if not text.strip():  # it was nothing but end tokens
-                raise Unusable(reason)
+    def pair_texts(self, example: Example) -> Texts:
+        """The texts of a pair; raises ``Unusable`` where they are none."""
+        texts = self.texts(example.prompt, [example.chosen, example.rejected], example.tools)
+        lost = {"reasoning_left_out", "calls_left_out"} & {*texts.notes}
+        for text, reason in zip(texts.answers, ("empty_chosen", "empty_rejected"), strict=True):
+            if not text.strip():  # it was nothing but end tokens, or calls
+                raise Unusable("same_when_rendered" if lost else reason)
+        if texts.answers[0] == texts.answers[1]:
+            raise Unusable("same_when_rendered" if lost else "identical_answers")
         return texts
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenize([text])[0]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _is_plain(self, prompt: str | list[Message]) -> bool:
-        return isinstance(prompt, str) and not self.wraps_strings
-
-    def _bos_of(self, prompt: str | list[Message]) -> list[int]:
-        """BOS for plain text, where the tokenizer would add it; a template writes its own."""
-        return self._bos if self._is_plain(prompt) else []
+    def bos_of(self, texts: Texts) -> list[int]:
+        """BOS where the tokenizer would add it to plain text; a template writes its own."""
+        if texts.form in ("messages", "wrapped"):
+            return []
+        if texts.form == "rendered" and not self.template.begins_with_bos:
+            return []
+        return [] if texts.prompt.startswith(self.tokenizer.bos_token or "\0") else self._bos
 
     def _answer_ids(self, prompt: list[int], joint: list[int], answer: str) -> list[int]:
-        """Ids of the answer after ``prompt``, the end token included."""
+        """Ids of the answer after ``prompt``, the end token included.
+
+        Where tokens merge across the boundary, the prompt stays as it is at inference, and the
+        answer is tokenised alone: behind a line break where the tokenizer puts a blank before
+        every text, so that prompt and answer still decode to their text.
+        """
         if joint[: len(prompt)] == prompt and len(joint) > len(prompt):
             return [*joint[len(prompt) :], self.end_id]
-        # Tokens merged across the boundary; at inference the prompt stands alone, so here too.
-        return [*self._tokenize([answer])[0], self.end_id]
+        if self._adds_blank:
+            anchor, anchored = self._tokenize(["\n", "\n" + answer])
+            if anchored[: len(anchor)] == anchor and len(anchored) > len(anchor):
+                return [*anchored[len(anchor) :], self.end_id]
+        return [*self._ids(answer), self.end_id]
 
-    def _assemble(
-        self, prompt: str | list[Message], texts: list[str], ids: list[list[int]]
-    ) -> Encoded | Unusable:
-        chosen = self._answer_ids(ids[0], ids[1], texts[1])
-        rejected = self._answer_ids(ids[0], ids[2], texts[2])
+    def _assemble(self, texts: Texts, ids: list[list[int]]) -> Encoded | Unusable:
+        chosen, rejected = (
+            self._answer_ids(ids[0], joint, answer)
+            for joint, answer in zip(ids[1:], texts.answers, strict=True)
+        )
         if {self.end_id, self.tokenizer.eos_token_id} & {*chosen[:-1], *rejected[:-1]}:
             return Unusable("end_inside")
-        bos = self._bos_of(prompt)
-        has_bos = bool(bos) if self._is_plain(prompt) else self._template_bos
-        return self._truncate(bos + ids[0], chosen, rejected, has_bos)
+        prompt = self.bos_of(texts) + ids[0]
+        begins = self.template.begins_with_bos if texts.form != "plain" else bool(self._bos)
+        has_bos = begins and prompt[:1] == [self.tokenizer.bos_token_id]
+        cut = self._truncate(prompt, chosen, rejected, has_bos)
+        if isinstance(cut, Unusable):
+            return cut
+        full = (len(prompt), len(chosen), len(rejected))
+        return Encoded(*cut, full, texts.form, texts.notes)
 
     def _truncate(
         self, prompt: list[int], chosen: list[int], rejected: list[int], has_bos: bool
-    ) -> Encoded | Unusable:
+    ) -> tuple[list[int], list[int], list[int]] | Unusable:
         """Cut the prompt on the left (BOS stays), each answer on the right by its own budget."""
         limits, full = self.limits, (len(prompt), len(chosen), len(rejected))
         sequence = limits.sequence or max(full) * 2
@@ -209,7 +210,7 @@ class Encoder:
         cut = (len(prompt), len(chosen), len(rejected)) != full
         if (cut and limits.skip_overlong) or chosen == rejected:
             return Unusable("over_length" if cut else "identical_answers")
-        return Encoded(prompt, chosen, rejected, full)
+        return prompt, chosen, rejected
 
 
 def template_text(template: str | None) -> str | None:

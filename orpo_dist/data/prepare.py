@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from orpo_dist.data.bounds import check_pairs
 from orpo_dist.data.encode import Encoded, Encoder
 from orpo_dist.data.pairs import PairDataset
+from orpo_dist.data.reading import Reading, Record, tell
+from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.report import DataReport
-from orpo_dist.data.rows import REASONS, Columns, Example, Unusable, parse_row
-from orpo_dist.data.sources import Source, Unreadable, open_source
+from orpo_dist.data.rows import Columns, Example
+from orpo_dist.data.sources import Source, open_source
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
-FORMAT = 2  # raise when tokenisation or the cache layout changes
+FORMAT = 4  # raise when tokenisation or the cache layout changes
 BATCH = 256  # rows tokenised at a time
 
 
@@ -40,15 +43,19 @@ def prepare(
     """All usable pairs of the given files, folders and hub ids.
 
     strict: raise ``UserError`` on the first unusable row instead of skipping it.
-    Raises ``UserError`` where a source cannot be read, lacks a column or yields no pair.
+    Raises ``UserError`` where a source cannot be read, lacks a column or yields no pair, and where
+    the model does not know a token.
     """
     sources = [open_source(path, split) for path in paths]
     folder = cache_root() / "pairs" / _key(sources, encoder, columns, split)
     cached = _cached(folder)
     if cached is not None and not (strict and cached.report["skipped"]):
-        return cached
-    dataset = build(sources, encoder, columns, strict, progress, list(paths))
-    _store(dataset, folder)
+        dataset = cached
+        tell(dataset.report["said"])
+    else:
+        dataset = build(sources, encoder, columns, strict, progress, list(paths))
+        _store(dataset, folder)
+    check_pairs(dataset, encoder, ", ".join(paths))
     return dataset
 
 
@@ -73,11 +80,16 @@ def _key(sources: list[Source], encoder: Encoder, columns: Columns, split: str) 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [
-        FORMAT, [source.fingerprint for source in sources], vars(columns), vars(encoder.limits),
-        split, tokenizer.chat_template, encoder.wraps_strings, tokenizer.special_tokens_map,
-        vocabulary,
+        FORMAT, [source.fingerprint for source in sources], vars(columns), _cuts(encoder),
+        split, tokenizer.chat_template, encoder.template.source, encoder.template.options,
+        encoder.wraps_strings, tokenizer.special_tokens_map, vocabulary,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+def _cuts(encoder: Encoder) -> dict[str, Any]:
+    """The limits that pairs are cut by."""
+    return {k: v for k, v in vars(encoder.limits).items() if k not in ("context", "rows")}
 
 
 def _store(dataset: PairDataset, folder: Path) -> None:
@@ -145,13 +157,14 @@ def _pairs(
 ) -> Iterator[tuple[Example, Encoded]]:
     """Usable pairs of one source with what they came from; everything else goes to the report."""
 
-    def reject(origin: str, reason: str) -> None:
+    def reject(origin: str, why: Unusable) -> None:
         if strict:
-            raise UserError(f"{origin}: {REASONS[reason]} (strict_data is on)")
-        report.skip(origin, reason)
+            raise UserError(f"{origin}: {why.sentence} (strict_data is on)")
+        report.skip(origin, why)
 
+    reading = Reading(source, columns)
     rows = tqdm(
-        require_columns(source, columns),
+        reading,
         desc=f"tokenising {source.name}",
         unit=" rows",
         disable=None if progress else True,  # None: only where a person watches
@@ -159,46 +172,28 @@ def _pairs(
     )
     for batch in _batches(rows):
         report.sources[-1]["rows"] += len(batch)
-        readable: list[tuple[str, Example]] = []
-        for origin, row in batch:
+        readable: list[tuple[Record, Example]] = []
+        for record in batch:
             try:
-                if isinstance(row, Unreadable):
-                    raise Unusable("not_json")
-                readable.append((origin, parse_row(row, columns)))
+                readable.append((record, record.example(reading.columns)))
             except Unusable as unusable:
-                reject(origin, unusable.reason)
+                reject(record.origin, unusable)
         encoded = encoder.encode([example for _, example in readable])
-        for (origin, example), result in zip(readable, encoded, strict=True):
+        for (record, example), result in zip(readable, encoded, strict=True):
             if isinstance(result, Unusable):
-                reject(origin, result.reason)
-            else:
-                report.keep(result)
-                yield example, result
+                reject(record.origin, result)
+                continue
+            for note in record.notes:
+                report.note(record.origin, note)
+            report.keep(record.origin, result)
+            yield example, result
+    report.said += reading.conclude()
 
 
-def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+def _batches(rows: Iterable[Record]) -> Iterator[list[Record]]:
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, BATCH)):
         yield batch
-
-
-def require_columns(source: Source, columns: Columns) -> Iterator[tuple[str, Any]]:
-    """The rows of ``source``; ``UserError`` if none of the first ones has the answer columns."""
-    rows = iter(source.rows)
-    head = list(itertools.islice(rows, BATCH))
-    seen = {key: None for _, row in head if isinstance(row, dict) for key in row}
-    needed = [(columns.chosen, "text"), (columns.rejected, "rejected-text")]
-    if columns.prompt != Columns.prompt:  # asked for by name, so it has to be there
-        needed.append((columns.prompt, "prompt-text"))
-    if columns.difficulty is not None:
-        needed.append((columns.difficulty, "difficulty"))
-    for wanted, flag in needed:
-        if seen and wanted not in seen:
-            raise UserError(
-                f"{head[0][0].rpartition(':')[0]}: has no column '{wanted}'; its columns are "
-                f"{', '.join(map(str, seen))} (set --{flag}-column)"
-            )
-    return itertools.chain(head, rows)
 
 
 def _nothing_left(report: DataReport) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from orpo_dist.data.encode import Encoded, Limits
-from orpo_dist.data.rows import REASONS
+from orpo_dist.data.reasons import NOTES, REASONS, Unusable
 
 FIRST_OFFENDERS = 5
 LOUD_SHARE = 0.25  # cutting more than a quarter of all prompts or answers is worth a warning
@@ -20,21 +20,27 @@ class DataReport:
         self.limits = limits
         self.sources: list[dict[str, Any]] = []
         self.skipped: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, dict[str, Any]] = {}
+        self.forms: dict[str, int] = {}
+        self.said: list[tuple[bool, str]] = []  # how the sources were read
         self.full_lengths: list[tuple[int, int, int]] = []
-        self.kept_tokens = 0
 
     def start_source(self, path: str) -> None:
         self.sources.append({"path": path, "rows": 0, "pairs": 0})
 
-    def skip(self, origin: str, reason: str) -> None:
-        entry = self.skipped.setdefault(
-            reason, {"count": 0, "meaning": REASONS[reason], "first": []}
-        )
-        entry["count"] += 1
-        if len(entry["first"]) < FIRST_OFFENDERS:
-            entry["first"].append(origin)
+    def skip(self, origin: str, why: Unusable) -> None:
+        """Count a row that is left out."""
+        _count(self.skipped, why.reason, REASONS[why.reason], why.at(origin))
 
-    def keep(self, pair: Encoded) -> None:
+    def note(self, origin: str, note: str) -> None:
+        """Count a row that is used, and worth a word; note: a key of ``NOTES``."""
+        _count(self.notes, note, NOTES[note], origin)
+
+    def keep(self, origin: str, pair: Encoded) -> None:
+        """Count a pair, in which form its prompt came, and what is worth knowing about it."""
+        for note in pair.notes:
+            self.note(origin, note)
+        self.forms[pair.form] = self.forms.get(pair.form, 0) + 1
         self.sources[-1]["pairs"] += 1
         self.full_lengths.append(pair.full_lengths)
 
@@ -48,6 +54,9 @@ class DataReport:
             "pairs": len(full),
             "sources": self.sources,
             "skipped": self.skipped,
+            "notes": self.notes,
+            "forms": self.forms,
+            "said": self.said,
             "tokens": {part: _summary(full[:, i]) for i, part in enumerate(parts) if len(full)},
             "tokens_kept": int(lengths.sum()),
             "truncated": {
@@ -64,6 +73,13 @@ class DataReport:
         }
 
 
+def _count(entries: dict[str, dict[str, Any]], key: str, meaning: str, origin: str) -> None:
+    entry = entries.setdefault(key, {"count": 0, "meaning": meaning, "first": []})
+    entry["count"] += 1
+    if len(entry["first"]) < FIRST_OFFENDERS:
+        entry["first"].append(origin)
+
+
 def _summary(lengths: np.ndarray) -> dict[str, int]:
     median, p95 = np.percentile(lengths, [50, 95], method="higher")
     return {
@@ -72,6 +88,12 @@ def _summary(lengths: np.ndarray) -> dict[str, int]:
         "max": int(lengths.max()),
         "total": int(lengths.sum()),
     }
+
+
+def sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:
+    """``(loud, sentence)`` for what was skipped, what is worth knowing, and what was cut."""
+    counted = [(True, text) for text in (skip_sentence(report), note_sentence(report)) if text]
+    return counted + truncation_sentences(report)
 
 
 def skip_sentence(report: dict[str, Any]) -> str:
@@ -84,6 +106,14 @@ def skip_sentence(report: dict[str, Any]) -> str:
         for entry in sorted(report["skipped"].values(), key=lambda entry: -entry["count"])
     )
     return f"skipped {total} of {report['rows']} rows: {reasons}"
+
+
+def note_sentence(report: dict[str, Any]) -> str:
+    """What is worth knowing about the rows that are used, in one line, or an empty string."""
+    return "; ".join(
+        f"{entry['count']} × {entry['meaning']} (first: {entry['first'][0]})"
+        for entry in report["notes"].values()
+    )
 
 
 def truncation_sentences(report: dict[str, Any]) -> list[tuple[bool, str]]:

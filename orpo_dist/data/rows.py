@@ -1,77 +1,62 @@
 """One raw row -> one ``Example``, or the reason why it cannot be used.
 
 Understands plain strings, message lists (``role``/``content`` or ``from``/``value``), and whole
-transcripts without a prompt column, where the prompt is what both sides share.
+conversations without a prompt column, where the prompt is what both sides share.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, str]
+from orpo_dist.data.messages import (
+    PLAIN,
+    Message,
+    is_whole,
+    message_of,
+    same_message,
+    without_nulls,
+    words,
+)
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.serialised import unserialised
+from orpo_dist.data.transcripts import is_rendered, prompt_turns, turns, whole_turns
 
-# Every reason a row can be left out for, in words for the data report.
-REASONS = {
-    "not_json": "the line is not JSON",
-    "not_an_object": "the row is not an object with columns",
-    "missing_column": "the row lacks the column of an answer",
-    "wrong_type": "a text or message list was expected",
-    "broken_text": "a text holds half a character (a lone surrogate)",
-    "unknown_role": "a message has a role other than system, user, assistant, tool",
-    "empty_prompt": "the prompt is empty",
-    "empty_chosen": "the chosen answer is empty",
-    "empty_rejected": "the rejected answer is empty",
-    "end_inside": "an answer holds the end-of-text token in its middle",
-    "identical_answers": "chosen and rejected are the same",
-    "mismatched_prompts": "chosen and rejected answer different prompts",
-    "no_shared_prompt": "no prompt column, and the two sides share no beginning",
-    "template_refused": "the chat template does not accept these messages",
-    "no_difficulty": "the difficulty column holds no number",
-    "over_length": "no room for prompt and answer within the length limits",
-}
-
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant",
-    "tool": "tool",
-}  # fmt: skip
-
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
-
-
-class Unusable(Exception):
-    """A row that has to be left out; ``reason`` is a key of ``REASONS``."""
-
-    def __init__(self, reason: str):
-        assert reason in REASONS, reason
-        super().__init__(reason)
-        self.reason = reason
+# Columns of what a language model does not read; a row with a value there is left out.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read."""
+    """Names of the columns to read, and how to read them."""
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
     category: str = "category"
     difficulty: str | None = None  # None: rows need none
+    system: str | None = None
+    tools: str | None = "tools"
+    data_format: str = "auto"
+    implicit_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class Example:
-    """A readable preference: the prompt as text or messages, and the text of the two answers."""
+    """A readable preference: the prompt as text or messages, and the two answers.
+
+    An answer is its text, or a message where it holds more than text (a thought, tool calls). An
+    empty prompt: both answers are rendered conversations, which a tokenizer's template can split.
+    tools: what the template describes to the model.
+    """
 
     prompt: str | list[Message]
-    chosen: str
-    rejected: str
+    chosen: str | Message
+    rejected: str | Message
     category: str = ""
     difficulty: float = 0.0
+    tools: list[Any] | None = None
 
 
 def parse_row(row: Any, columns: Columns) -> Example:
@@ -80,28 +65,187 @@ def parse_row(row: Any, columns: Columns) -> Example:
         raise Unusable("not_an_object")
     if columns.chosen not in row or columns.rejected not in row:
         raise Unusable("missing_column")
+    for name in MEDIA:
+        if row.get(name) not in (None, "", [], {}) and name not in vars(columns).values():
+            raise Unusable("not_text", f"column {name}")
     chosen = _side(row[columns.chosen], "empty_chosen")
     rejected = _side(row[columns.rejected], "empty_rejected")
-    prompt = row.get(columns.prompt)
-    if prompt is not None:
-        prompt = _side(prompt, "empty_prompt")
-    if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:
-        chosen, rejected, prompt = _split_transcripts(chosen, rejected)
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        prompt, chosen, rejected = _split_conversations(prompt, chosen, rejected)
-    if isinstance(prompt, list) and not any(message["content"].strip() for message in prompt):
+    prompt, chosen, rejected = _split(_prompt_of(row, columns), chosen, rejected, columns)
+    if isinstance(prompt, list) and not any(words(message).strip() for message in prompt):
         raise Unusable("empty_prompt")
-    if not (isinstance(chosen, str) and isinstance(rejected, str)):
-        raise Unusable("wrong_type")
-    if not chosen.strip():
-        raise Unusable("empty_chosen")
-    if not rejected.strip():
-        raise Unusable("empty_rejected")
-    if chosen.strip() == rejected.strip():
+    for answer, reason in ((chosen, "empty_chosen"), (rejected, "empty_rejected")):
+        if not words(answer).strip():
+            raise Unusable(reason)
+    if _bare(chosen) == _bare(rejected):
         raise Unusable("identical_answers")
-    assert prompt
+    if columns.system:
+        prompt = _with_system(prompt, row.get(columns.system))
     difficulty = _number(row.get(columns.difficulty)) if columns.difficulty else 0.0
-    return Example(prompt, chosen, rejected, _category(row.get(columns.category)), difficulty)
+    category = _category(row.get(columns.category))
+    tools = _tools(row.get(columns.tools)) if columns.tools else None
+    return Example(prompt, chosen, rejected, category, difficulty, tools)
+
+
+def parse_prompt(value: Any) -> str | list[Message]:
+    """A prompt that stands alone, as text or messages; raises ``Unusable``."""
+    prompt = _side(value, "empty_prompt")
+    return prompt_turns(prompt) or prompt if isinstance(prompt, str) else prompt
+
+
+def _prompt_of(row: dict[Any, Any], columns: Columns) -> Any:
+    """The prompt column as text or messages; empty or None where the row has nothing there."""
+    value = row.get(columns.prompt)
+    if value is None or (isinstance(value, str | list) and not value):
+        return value
+    if isinstance(value, str) and not value.strip():
+        return ""
+    return _side(value, "empty_prompt")
+
+
+def _side(value: Any, empty_reason: str) -> str | list[Message]:
+    """A column's value as text or as messages."""
+    value = unserialised(value)
+    if value is None:
+        raise Unusable(empty_reason)
+    if isinstance(value, str):
+        if not value.strip():
+            raise Unusable(empty_reason)
+        if not is_whole(value):
+            raise Unusable("broken_text")
+        return value
+    if isinstance(value, dict):  # one message that nobody put into a list
+        value = [value]
+    if not isinstance(value, list):
+        raise Unusable("wrong_type")
+    if not value:
+        raise Unusable(empty_reason)
+    return [message_of(item) for item in value]
+
+
+def _split(prompt: Any, chosen: Any, rejected: Any, columns: Columns) -> tuple[Any, Any, Any]:
+    """``(prompt, chosen, rejected)`` with everything the answers share in the prompt."""
+    marked = prompt_turns(prompt) if isinstance(prompt, str) else []
+    prompt = marked or prompt
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        read = whole_turns if prompt else turns
+        talks = read(chosen), read(rejected)
+        if all(talks):
+            chosen, rejected = talks
+        elif prompt:
+            return _after_marks(prompt, bool(marked), chosen, rejected)
+        elif is_rendered(chosen) and is_rendered(rejected):
+            return "", chosen, rejected
+        elif columns.implicit_prompt and prompt is None:
+            return _shared_beginning(chosen, rejected)
+        else:
+            raise Unusable("no_prompt" if prompt is None else "empty_prompt")
+    if not (isinstance(chosen, list) and isinstance(rejected, list)):
+        raise Unusable("wrong_type")
+    return _split_conversations(prompt, chosen, rejected)
+
+
+def _after_marks(prompt: Any, marked: bool, *answers: str) -> tuple[Any, ...]:
+    """``(prompt, *answers)``; after marked turns without the mark, or the blank, between them."""
+    said = [turns(answer) for answer in answers]
+    if all(len(turn) == 1 and turn[0]["role"] == "assistant" for turn in said):
+        if isinstance(prompt, str):
+            prompt = turns(prompt) or prompt
+        if not isinstance(prompt, str):
+            return prompt, *(turn[0]["content"] for turn in said)
+    return prompt, *(answer.removeprefix(" ") if marked else answer for answer in answers)
+
+
+def _split_conversations(
+    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]
+) -> tuple[Any, Any, Any]:
+    """Both sides end in their answer; whatever stands before it belongs to the prompt."""
+    context, other = chosen[:-1], rejected[:-1]
+    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        raise Unusable("mismatched_prompts", "a side does not end with the assistant")
+    if not _same(context, other):
+        raise Unusable("mismatched_prompts")
+    answers = _answer(chosen[-1]), _answer(rejected[-1])
+    if not context:
+        if not prompt:
+            raise Unusable("no_prompt" if prompt is None else "empty_prompt")
+        return prompt, *answers
+    if not prompt:
+        return context, *answers
+    if isinstance(prompt, str):
+        if not _asked(prompt, context):
+            raise Unusable("mismatched_prompts", "the prompt column holds another question")
+        return context, *answers
+    return _joined(prompt, context), *answers
+
+
+def _asked(prompt: str, context: list[Message]) -> bool:
+    """Whether a prompt as text is a question of the conversation, or all that was said in it."""
+    said = ["".join(message["content"].split()) for message in context]
+    asked = [text for text, m in zip(said, context, strict=True) if m["role"] == "user"]
+    return "".join(prompt.split()) in (*asked, "".join(said))
+
+
+def _joined(prompt: list[Message], context: list[Message]) -> list[Message]:
+    """One conversation of a prompt column and of what both sides begin with."""
+    if any(_same(context[i : i + len(prompt)], prompt) for i in range(len(context))):
+        return context
+    if _same(prompt[-len(context) :], context):
+        return prompt  # e.g. the system message stands in the prompt column only
+    if (prompt[-1]["role"], context[0]["role"]) in (("system", "user"), ("assistant", "user")):
+        return prompt + context  # the sides go on where the prompt ends
+    raise Unusable("mismatched_prompts", "the prompt column holds another question")
+
+
+def _same(one: list[Message], other: list[Message]) -> bool:
+    return len(one) == len(other) and all(map(same_message, one, other))
+
+
+def _answer(message: Message) -> str | Message:
+    return message if set(message) - PLAIN else str(message["content"])
+
+
+def _bare(answer: str | Message) -> Any:
+    """What makes an answer differ from another: not the white space around it."""
+    if isinstance(answer, str):
+        return answer.strip()
+    return {**answer, "content": answer["content"].strip()}
+
+
+def _shared_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """``(prompt, chosen, rejected)`` of two texts whose prompt is what both begin with."""
+    differ = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    shared = chosen[: next(differ, min(len(chosen), len(rejected)))]
+    shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]  # end between words
+    if not shared.strip():
+        raise Unusable("no_shared_prompt")
+    return shared, chosen[len(shared) :], rejected[len(shared) :]
+
+
+def _with_system(prompt: str | list[Message], system: Any) -> str | list[Message]:
+    """The prompt after the text of a system column, where the row has one."""
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return prompt
+    if not isinstance(system, str):
+        raise Unusable("wrong_type", "the system column")
+    if not is_whole(system):
+        raise Unusable("broken_text")
+    first = {"role": "system", "content": system}
+    if isinstance(prompt, str):
+        return [first, {"role": "user", "content": prompt}]
+    if prompt[0]["role"] != "system":
+        return [first, *prompt]
+    if not same_message(prompt[0], first):
+        raise Unusable("mismatched_prompts", "two different system messages")
+    return prompt
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """Descriptions of tools as templates take them, or None where a row has none."""
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Unusable("wrong_type", "the tools column is no list of objects")
+    return list(without_nulls(value))
 
 
 def _number(value: Any) -> float:
@@ -115,104 +259,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def parse_prompt(value: Any) -> str | list[Message]:
-    """A prompt that stands alone, as text or messages; raises ``Unusable``."""
-    return _side(value, "empty_prompt")
-
-
 def _category(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and _is_whole(value) else ""
-
-
-def _is_whole(text: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON escapes may leave half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _side(value: Any, empty_reason: str) -> str | list[Message]:
-    """A column's value as text or as normalised messages."""
-    if value is None:
-        raise Unusable(empty_reason)
-    if isinstance(value, str):
-        if not value.strip():
-            raise Unusable(empty_reason)
-        if not _is_whole(value):
-            raise Unusable("broken_text")
-        return value
-    if not isinstance(value, list):
-        raise Unusable("wrong_type")
-    if not value:
-        raise Unusable(empty_reason)
-    return [_message(item) for item in value]
-
-
-def _message(item: Any) -> Message:
-    if not isinstance(item, dict):
-        raise Unusable("wrong_type")
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if isinstance(content, list):  # the parts form: [{"type": "text", "text": ...}]
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        content = "".join(texts) if len(texts) == len(parts) else None
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise Unusable("wrong_type")
-    if role.lower() not in ROLES:
-        raise Unusable("unknown_role")
-    if not _is_whole(content):
-        raise Unusable("broken_text")
-    return {"role": ROLES[role.lower()], "content": content}
-
-
-def _split_conversations(
-    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]
-) -> tuple[str | list[Message], str, str]:
-    """Both sides end in their answer; whatever stands before it belongs to the prompt."""
-    context, other = chosen[:-1], rejected[:-1]
-    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise Unusable("mismatched_prompts")
-    if context != other:
-        raise Unusable("mismatched_prompts")
-    answers = chosen[-1]["content"], rejected[-1]["content"]
-    if not context:
-        if prompt is None:
-            raise Unusable("no_shared_prompt")
-        return prompt, *answers
-    if isinstance(prompt, str):
-        asked = [m["content"].strip() for m in context if m["role"] == "user"]
-        if prompt.strip() not in asked:
-            raise Unusable("mismatched_prompts")
-    elif prompt is not None and prompt[-len(context) :] == context:
-        return prompt, *answers  # e.g. the system message stands in the prompt column only
-    elif prompt is not None and context[: len(prompt)] != prompt:
-        return prompt + context, *answers  # the sides go on where the prompt ends
-    return context, *answers
-
-
-def _split_transcripts(chosen: str, rejected: str) -> tuple[Any, Any, Any]:
-    """``(chosen, rejected, prompt)`` of two whole transcripts, whose prompt is implicit."""
-    turns = _turns(chosen), _turns(rejected)
-    if turns[0] and turns[1]:
-        return turns[0], turns[1], None
-    differ = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-    shared = chosen[: next(differ, min(len(chosen), len(rejected)))]
-    shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]  # end between words
-    if not shared.strip():
-        raise Unusable("no_shared_prompt")
-    return chosen[len(shared) :], rejected[len(shared) :], shared
-
-
-def _turns(text: str) -> list[Message]:
-    """Messages of a ``Human: … Assistant: …`` transcript (Anthropic HH form), or nothing."""
-    pieces = TURN.split(text)
-    if len(pieces) < 3 or pieces[0].strip():
-        return []
-    return [
-        {"role": ROLES[speaker.lower()], "content": content.rstrip("\n")}
-        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
+    return value if isinstance(value, str) and is_whole(value) else ""

@@ -83,7 +83,7 @@ def score_members(
     for member in ensemble.members:
         handle = member.ready()
         config = shared_config(first, handle.config, settings)
-        pairs = load_pairs(handle, data_path, config, progress)
+        pairs = load_pairs(handle.known, data_path, config, progress)
         if found.pairs and (reason := why_not_comparable(found.pairs[0], pairs)):
             raise UserError(f"members {ensemble.members[0].name} and {member.name}: {reason}")
         found.pairs.append(pairs)

@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from orpo_dist.answering import mend_generation, stop_at
+from orpo_dist.card import write_card
+from orpo_dist.data import Encoder
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.ensembles.members import Member, load_members, same_words, template_of
 from orpo_dist.folder import RunFolder, write_json
@@ -74,14 +77,17 @@ def _save(model: Any, first: str, folder: Path, recipe: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"soup {folder}: cannot be created ({error.strerror})") from error
-    model.save_pretrained(folder)
     config = run_config(first)
+    mend_generation(model)
+    stop_at(model, Encoder(load_tokenizer(first, config), config.chat_template).end_id)
+    model.save_pretrained(folder)
     load_tokenizer(first, config).save_pretrained(folder)
     whole = config.replace(
         project_name=str(folder), peft=False, quantization=None, use_dora=False, merge_adapter=False
     )
     RunFolder(folder).write_config(whole)
     write_json(folder / "soup.json", recipe)
+    write_card(folder)
 
 
 def _refuse_other_words(members: Sequence[Listed]) -> None:

@@ -158,17 +158,15 @@ def say_data(found: Mapping[str, Any]) -> None:
 
     Of a further model only what is not the same as of the first: its tokenizer cuts differently.
     """
-    from orpo_dist.data.report import skip_sentence, truncation_sentences
+    from orpo_dist.data.report import sentences
 
     said: list[str] = []
     for name, result in found["models"].items():
         report = result.get("data")
         if report is None:
             continue
-        skipped = skip_sentence(report)
-        sentences = [skipped] if skipped else []
-        sentences += [sentence for _, sentence in truncation_sentences(report)]
-        for sentence in sentences:
+        own = [sentence for _, sentence in sentences(report)]
+        for sentence in own:
             if sentence not in said:
                 logger.warning("%s: %s" if said else "%.0s%s", name, sentence)
-        said = said or [*sentences, ""]
+        said = said or [*own, ""]

@@ -12,13 +12,13 @@ import torch
 
 from orpo_dist import runtime
 from orpo_dist.config import ORPOConfig, build_config
-from orpo_dist.data import Encoder, PairDataset, columns_of, limits_of, prepare
+from orpo_dist.data import PairDataset, columns_of, limits_of, make_encoder, prepare
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
 from orpo_dist.evaluation.statistics import headline, summarise
 from orpo_dist.evaluation.text import NO_TEXTS, TextSettings, text_perplexity
-from orpo_dist.handle import LOADING, TrainedModel, load, run_configs
-from orpo_dist.model import locate
+from orpo_dist.handle import LOADING, TrainedModel, loading_config, open_model, run_configs
+from orpo_dist.model import Known, locate, look_at
 from orpo_dist.types import UserError
 
 # Of a model's own run, also where several are judged by the data settings of the first.
@@ -64,12 +64,16 @@ def judge(
     full_precision: bool = False,
 ) -> Judged:
     """``evaluate_model``, with the scores of the single pairs."""
-    handle = model if isinstance(model, TrainedModel) else load(model, config, full_precision)
-    config = config or handle.config
+    handle = model if isinstance(model, TrainedModel) else None
+    own = handle.config if handle else loading_config(str(model), config, full_precision)
+    config, pairs = config or own, None
+    if data_path or not texts.paths:  # before the weights, so that mistakes are told at once
+        known = handle.known if handle else look_at(str(model), own)
+        pairs = load_pairs(known, data_path, config, progress)
+    handle = handle or open_model(str(model), own)
     read = {"texts": [text_perplexity(handle, path, texts, progress) for path in texts.paths]}
-    if not data_path and texts.paths:
+    if pairs is None:
         return Judged(read)
-    pairs = load_pairs(handle, data_path, config, progress)
     table = score_dataset(
         handle.model,
         pairs,
@@ -168,14 +172,15 @@ def _free_memory() -> None:
 
 
 def load_pairs(
-    handle: TrainedModel, data_path: str | Sequence[str], config: ORPOConfig, progress: bool
+    known: Known, data_path: str | Sequence[str], config: ORPOConfig, progress: bool
 ) -> PairDataset:
-    """The evaluation pairs, tokenised for the handle's model."""
+    """The evaluation pairs, tokenised for the model of which so much is known."""
     paths = [data_path] if isinstance(data_path, str) else list(data_path)
     if not paths:
         raise UserError("data_path is missing: pass --data-path FILE")
-    limits = limits_of(config, handle.model.config)
-    encoder = Encoder(handle.tokenizer, config.chat_template, limits)
+    tokenizer, model_config, rows = known
+    limits = limits_of(config, model_config, rows)
+    encoder = make_encoder(tokenizer, config, limits)
     split = config.valid_split or config.train_split
 
     def load() -> PairDataset:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from orpo_dist import runtime
 from orpo_dist.evaluation.statistics import perplexity
-from orpo_dist.handle import TrainedModel
+from orpo_dist.handle import TrainedModel, context_of
 from orpo_dist.scoring import make_scorer, sequence_logps
 from orpo_dist.types import UserError
 
@@ -50,6 +50,7 @@ def text_perplexity(
     ids = handle.encoder.text_ids(text)
     if len(ids) < 2:
         raise UserError(f"text {path}: holds fewer than two tokens")
+    handle.check_ids(ids)
     window, stride = _sizes(handle, settings)
     nll = _text_nll(handle, ids, window, stride, progress)
     tokens = len(ids) - 1
@@ -64,7 +65,7 @@ def text_perplexity(
 
 
 def _sizes(handle: TrainedModel, settings: TextSettings) -> tuple[int, int]:
-    context = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(handle.model)
     window = min(WINDOW, context or WINDOW) if settings.window is None else settings.window
     if window < 2:
         raise UserError(f"text-window {window}: must be at least 2 tokens")

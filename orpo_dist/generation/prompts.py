@@ -46,8 +46,9 @@ def with_system(prompt: Prompt, system: str) -> Prompt:
 
 def _from_file(file: str, column: str, flag: str) -> list[Prompt]:
     path = Path(file).expanduser()
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind in ("jsonl", "json", "csv", "parquet"):
+    from orpo_dist.data.files import is_data_file
+
+    if is_data_file(path.name):
         return _from_rows(path, column, flag)
     try:
         found: list[Prompt] = [line for line in text_lines(path) if line.strip()]
@@ -65,26 +66,37 @@ def text_lines(path: Path) -> list[str]:
 
 
 def _from_rows(path: Path, column: str, flag: str) -> list[Prompt]:
-    from orpo_dist.data.rows import REASONS, Columns, Unusable, parse_prompt, parse_row
-    from orpo_dist.data.sources import read_file
+    from orpo_dist.data.reading import Reading
+    from orpo_dist.data.reasons import Unusable
+    from orpo_dist.data.rows import Columns
+    from orpo_dist.data.sources import open_source
 
     if not path.is_file():
         raise UserError(f"{flag} {path}: cannot be read (no such file)")
+    reading = Reading(open_source(str(path), "train"), Columns(prompt=column), sides=False)
     found: list[Prompt] = []
-    for origin, row in read_file(path):
+    for record in reading:
         try:
-            if isinstance(row, dict) and row.get(column) is not None:
-                found.append(parse_prompt(row[column]))
-            elif isinstance(row, dict) and column not in (COLUMN, *row):  # asked for by name
-                raise Unusable("missing_column")
-            else:  # preferences whose sides hold the prompt
-                found.append(parse_row(row, Columns(prompt=column)).prompt)
+            found.append(_prompt_of(record, reading.columns))
         except Unusable as unusable:
-            why = REASONS[unusable.reason]
-            if unusable.reason == "missing_column":
-                why = f"has no column '{column}'"
-            raise UserError(f"{flag} {origin}: {why}") from unusable
+            missing = unusable.reason == "missing_column"
+            why = f"has no column '{column}'" if missing else unusable.sentence
+            raise UserError(f"{flag} {record.origin}: {why}") from unusable
     return found
+
+
+def _prompt_of(record: Any, columns: Any) -> Prompt:
+    """The prompt of a row, with its system message; raises ``Unusable``."""
+    from orpo_dist.data.rows import parse_prompt
+
+    row = record.row
+    if not isinstance(row, dict) or row.get(columns.prompt) is None:
+        return record.example(columns).prompt  # preferences whose sides hold the prompt
+    if record.refusal is not None:
+        raise record.refusal
+    prompt = parse_prompt(row[columns.prompt])
+    system = row.get(columns.system) if columns.system else None
+    return with_system(prompt, system) if isinstance(system, str) and system.strip() else prompt
 
 
 def prompt_lines(prompt: Prompt) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from orpo_dist.adapters import is_adapter
 from orpo_dist.generation.prompts import Prompt
 from orpo_dist.handle import TrainedModel, load, loaded_like, run_config, run_configs
 from orpo_dist.model import locate
@@ -45,9 +46,10 @@ def speakers(path: str, beside: str | None = None, full_precision: bool = False)
     handle = load(path, full_precision=full_precision)
     own = Speaker(path, handle)
     if beside == "base":
-        if hasattr(handle.model, "disable_adapter"):
-            return [Speaker("base", handle, handle.model.disable_adapter), own]
         beside = handle.config.model
+        went_on = beside is not None and is_adapter(beside)  # so the base is an adapter as well
+        if hasattr(handle.model, "disable_adapter") and not went_on:
+            return [Speaker("base", handle, handle.model.disable_adapter), own]
         if beside is None:
             raise UserError(
                 f"beside base: {path} does not say what it was trained from; name that model"

@@ -39,13 +39,18 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
 
 
+def find_preset(options: argparse.Namespace) -> presets.Preset:
+    """The preset that the flags name; ``UserError`` if there is none, or its file is wrong."""
+    return presets.find(options.preset, vars(options).get("deepspeed_config"))
+
+
 def launch(options: argparse.Namespace, config: ORPOConfig | None) -> int:
     """Replace this process by ``accelerate launch``; with ``--dry-run`` print that command.
 
     config: of the training to launch, None for an evaluation. Raises ``UserError``.
     """
     given = vars(options)
-    preset = presets.find(options.preset, given.get("deepspeed_config"))
+    preset = find_preset(options)
     names = {field.name for field in fields(Topology)}
     topology = Topology(**{name: value for name, value in given.items() if name in names})
     check_topology(topology)

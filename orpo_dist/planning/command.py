@@ -54,6 +54,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from orpo_dist.console import quieten_libraries
 
     quieten_libraries()
+    from orpo_dist.adapters import going_on
     from orpo_dist.model import load_model_config
     from orpo_dist.planning import data
     from orpo_dist.planning.estimate import Estimator
@@ -61,7 +62,8 @@ def run_plan(options: argparse.Namespace) -> int:
     from orpo_dist.planning.plan import Planner, fastest
     from orpo_dist.planning.skeleton import method_of
 
-    hf_config = load_model_config(config.model, config)
+    config = going_on(config)
+    hf_config = load_model_config(str(config.model), config)
     machine = machine_of(options)
     if config.data_path and options.pair_tokens is None and options.pairs is None:
         known = data.read(config, hf_config)

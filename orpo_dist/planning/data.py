@@ -72,13 +72,13 @@ def longest_allowed(config: ORPOConfig, hf_config: Any) -> Lengths:
 def read(config: ORPOConfig, hf_config: Any) -> Data:
     """The pairs of ``data_path``, tokenised and truncated as in training."""
     from orpo_dist.batching import repeats_of
-    from orpo_dist.data import Encoder, columns_of, prepare
+    from orpo_dist.data import columns_of, make_encoder, prepare
     from orpo_dist.model import load_tokenizer
 
     if config.model is None:
         raise UserError("model is missing: data cannot be counted in tokens without its tokenizer")
     tokenizer = load_tokenizer(config.model, config)
-    encoder = Encoder(tokenizer, config.chat_template, limits_of(config, hf_config))
+    encoder = make_encoder(tokenizer, config, limits_of(config, hf_config))
     columns = columns_of(config, training=True)
     dataset = prepare(config.data_path, encoder, columns, config.train_split, config.strict_data)
     lengths = np.asarray(dataset.lengths)

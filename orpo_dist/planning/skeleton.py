@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
-from orpo_dist.model import add_adapter, disable_dropout, lora_config
+from orpo_dist.model import disable_dropout
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.launch import presets
 from orpo_dist.sweeps.metrics import METRICS, find_metric, refuse_incomparable
 from orpo_dist.sweeps.space import ENGINE, OWNED, Settings, Space
-from orpo_dist.types import UserError
+from orpo_dist.types import UserError, noted, refuse
 
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
@@ -166,24 +166,22 @@ class SweepConfig(BaseModel):
 
 def _check(sweep: SweepConfig) -> None:
     """``UserError`` where settings do not hold together or name what does not exist."""
+    found: list[str] = []
     if sweep.mode and len(sweep.mode) != len(sweep.metric):
-        raise UserError(f"mode: {len(sweep.mode)} given for {len(sweep.metric)} metrics")
-    space, metrics = sweep.search_space, sweep.metrics
-    for name in metrics:
-        refuse_incomparable(name, space.names)
+        found.append(f"mode: {len(sweep.mode)} given for {len(sweep.metric)} metrics")
+    for name in sweep.metric:
+        with noted(found):
+            refuse_incomparable(find_metric(name), sweep.search_space.names)
     for kind, names in (("scheduler", SCHEDULERS), ("searcher", SEARCHERS)):
-        _check_name(kind, getattr(sweep, kind).get("name"), names)
-    _check_together(sweep, space)
+        with noted(found):
+            _check_name(kind, getattr(sweep, kind).get("name"), names)
     if sweep.engine:
-        presets.find(sweep.engine)
-    for settings in ({}, *space.extremes()):
-        engine = presets.find(sweep.engine_of(settings)).engine
-        if engine.name == "single" and sweep.workers_per_trial > 1:
-            raise UserError("engine single is one process: use ddp, fsdp2 or zero1 to zero3")
-        if engine.offload == "nvme":
-            raise UserError(f"engine {engine}: sweeps have no place for its NVMe folder yet")
+        with noted(found):
+            presets.find(sweep.engine)
     if sweep.base.get("eval_strategy") == "no":
-        raise UserError("base.eval_strategy no: trials are compared by their evaluations")
+        found.append("base.eval_strategy no: trials are compared by their evaluations")
+    refuse(found)  # what follows looks at all of these together
+    refuse([*_disagreements(sweep, sweep.search_space), *_bad_engines(sweep)])
     for point in sweep.points():
         config = sweep.run_config(point, "trial")
         if config.keeps_best and sweep.scheduler_name in POPULATION:
@@ -193,31 +191,40 @@ def _check(sweep: SweepConfig) -> None:
             )
 
 
-def _check_together(sweep: SweepConfig, space: Space) -> None:
+def _bad_engines(sweep: SweepConfig) -> Iterator[str]:
+    for settings in ({}, *sweep.search_space.extremes()):
+        engine = presets.find(sweep.engine_of(settings)).engine
+        if engine.name == "single" and sweep.workers_per_trial > 1:
+            yield "engine single is one process: use ddp, fsdp2 or zero1 to zero3"
+        if engine.offload == "nvme":
+            yield f"engine {engine}: sweeps have no place for its NVMe folder yet"
+
+
+def _disagreements(sweep: SweepConfig, space: Space) -> Iterator[str]:
+    """Sentences on settings of the sweep that cannot hold together."""
     scheduler, searcher = sweep.scheduler_name, sweep.searcher_name
     if "seed" in space and sweep.repeats > 1:
-        raise UserError("repeats and space.seed both set seeds: choose one")
+        yield "repeats and space.seed both set seeds: choose one"
     if (scheduler == "bohb") != (searcher == "bohb"):
-        raise UserError("scheduler bohb and searcher bohb belong together: set both")
+        yield "scheduler bohb and searcher bohb belong together: set both"
     if sweep.proposes and space.walks_grid:
-        raise UserError(f"searcher {searcher} proposes points and walks no grid: use choice")
+        yield f"searcher {searcher} proposes points and walks no grid: use choice"
     if len(sweep.metric) > 1 and (searcher != "optuna" or scheduler != "none"):
-        raise UserError("several metrics need searcher optuna and no scheduler")
+        yield "several metrics need searcher optuna and no scheduler"
     if len(sweep.metric) > 1 and sweep.repeats > 1:
-        raise UserError("several metrics cannot be averaged over repeats: set repeats to 1")
+        yield "several metrics cannot be averaged over repeats: set repeats to 1"
     if sweep.proposes and sweep.repeats > 1 and scheduler != "none":
-        raise UserError(f"repeats with searcher {searcher} need scheduler none")
+        yield f"repeats with searcher {searcher} need scheduler none"
     if scheduler in POPULATION and (sweep.proposes or any(p.when for p in space)):
-        raise UserError(f"scheduler {scheduler} needs searcher random and a space without when")
-    if scheduler in POPULATION:
-        for name in space.names:
-            if name not in CHANGEABLE:
-                raise UserError(
-                    f"space.{name}: cannot change while a trial trains, as scheduler {scheduler} "
-                    f"would have it; it changes {', '.join(CHANGEABLE)}"
-                )
+        yield f"scheduler {scheduler} needs searcher random and a space without when"
+    for name in space.names if scheduler in POPULATION else ():
+        if name not in CHANGEABLE:
+            yield (
+                f"space.{name}: cannot change while a trial trains, as scheduler {scheduler} "
+                f"would have it; it changes {', '.join(CHANGEABLE)}"
+            )
     if not space.names and sweep.repeats == 1:
-        raise UserError("space: is empty, and repeats is 1: there is nothing to compare")
+        yield "space: is empty, and repeats is 1: there is nothing to compare"
 
 
 def _check_name(kind: str, name: Any, names: tuple[str, ...]) -> None:

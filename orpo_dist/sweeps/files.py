@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from orpo_dist.config import ORPOConfig, check_settings, read_yaml
 from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.types import UserError
+from orpo_dist.sweeps.space import Space
+from orpo_dist.types import UserError, noted, refuse
 
 FOLDER = Path(__file__).parent / "presets"
 PATHS = ("model", "data_path", "valid_data_path", "chat_template")
@@ -67,16 +68,29 @@ def build_sweep(
         name: _beside(folder, value) if name in PATHS else value
         for name, value in {**base, **overrides}.items()
     }
-    content["base"] = check_settings(local, f"{where}: base")
-    for name in content:
-        if name not in SweepConfig.model_fields:
-            raise UserError(f"{where}: {_unknown(str(name))}")
-    if "space" not in content:
-        raise UserError(f"{where}: space is missing: say which settings to search")
+    found: list[str] = []
+    content["base"] = {}
+    with noted(found):
+        content["base"] = check_settings(local, "base")
+    found += [_unknown(str(name)) for name in content if name not in SweepConfig.model_fields]
+    if "space" in content:
+        with noted(found):
+            Space(content["space"])
+    else:
+        found.append("space is missing: say which settings to search")
     try:
-        return SweepConfig.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error.errors()[0])}") from error
+        sweep = SweepConfig.model_validate({str(name): value for name, value in content.items()})
+    except ValidationError as error:  # of its fields, else of how they go together
+        found += [_sentence(problem) for problem in error.errors() if _is_news(problem, found)]
+    refuse(found, where)
+    return sweep
+
+
+def _is_news(problem: Any, found: list[str]) -> bool:
+    """Whether a problem that pydantic has found is not told yet, nor follows from one that is."""
+    if problem["type"] == "extra_forbidden" or problem["loc"] == ("space",):
+        return False
+    return bool(problem["loc"]) or not found
 
 
 def _beside(folder: Path, value: Any) -> Any:

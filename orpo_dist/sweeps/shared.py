@@ -76,18 +76,21 @@ def prepare_shared(sweep: SweepConfig) -> None:
 
 def fetch_model(config: ORPOConfig) -> None:
     """Bring a hub model into the cache, so that trials do not all ask for it at once."""
+    from orpo_dist.adapters import base_of, is_adapter
+
     assert config.model is not None
-    if Path(config.model).expanduser().is_dir():
+    model, revision = config.model, config.model_revision
+    if is_adapter(model):
+        model, revision = base_of(model)
+    if Path(model).expanduser().is_dir():
         return
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot_download(config.model, revision=config.model_revision, allow_patterns=WEIGHTS)
+        snapshot_download(model, revision=revision, allow_patterns=WEIGHTS)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if is_outage(error):
-            raise TemporaryFailure(
-                f"model {config.model}: cannot be fetched now ({reason})"
-            ) from error
-        raise UserError(f"model {config.model}: cannot be fetched ({reason})") from error
+            raise TemporaryFailure(f"model {model}: cannot be fetched now ({reason})") from error
+        raise UserError(f"model {model}: cannot be fetched ({reason})") from error

@@ -12,7 +12,7 @@ from typing import Any
 from orpo_dist.config import ORPOConfig, check_settings
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.launch import presets
-from orpo_dist.types import UserError
+from orpo_dist.types import UserError, noted, refuse
 
 Settings = dict[str, Any]
 
@@ -92,7 +92,13 @@ class Space:
     def __init__(self, content: Mapping[str, Any]):
         if not isinstance(content, Mapping):
             raise UserError("space: must be a mapping of settings to what they may be")
-        self.parameters = _ordered([_parameter(str(k), v) for k, v in content.items()])
+        found: list[str] = []
+        parameters = []
+        for name, values in content.items():
+            with noted(found):
+                parameters.append(_parameter(str(name), values))
+        refuse(found)
+        self.parameters = _ordered(parameters)
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self.parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from orpo_dist.checkpoint import saved_shapes
 from orpo_dist.cli import main
 from tests.conftest import DEMO
 from tests.launching import assert_engine, curve, launched, run, training
@@ -70,3 +72,23 @@ def test_ensembles_are_the_same_on_two_processes(adapter_dirs: list[Path], tmp_p
     one, two = (json.loads((tmp_path / f"{p}.json").read_text()) for p in ("single", "ddp"))
     assert len(one["models"]) == 5
     assert one == two
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_tied_weights_are_written_once(
+    engine: str, kind_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """And the trained end is saved, also of an adapter that the next run goes on with."""
+    base, whole, lora, more = kind_dir("qwen-base"), *(tmp_path / n for n in ("whole", "b", "c"))
+    run(launched(engine) + training(base, whole, "--max-steps", "2"))
+    assert saved_shapes(whole) == saved_shapes(base)
+    run(launched(engine) + training(whole, lora, *SHORT, "--use-dora", "--lora-r", "4"))
+    run(launched(engine) + training(lora, more, "--max-steps", "2"))
+    for folder in (whole, lora, more):
+        settings = json.loads((folder / "generation_config.json").read_text())
+        assert settings["eos_token_id"] == [500, 502]
+        assert (folder / "README.md").exists()
+    model = AutoModelForCausalLM.from_pretrained(more)
+    ids = torch.tensor([[7, 8, 9]])
+    theirs = AutoPeftModelForCausalLM.from_pretrained(more)
+    torch.testing.assert_close(model(ids).logits, theirs(ids).logits)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from orpo_dist.data.encode import Encoded, Encoder
-from orpo_dist.data.rows import Example, Unusable
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example
 
 END = "<|im_end|>"
 BOS_TEMPLATE = (

@@ -121,6 +121,8 @@ FIRES = [
     ("empty_chosen", [row("Q", " ", "no")], [0]),
     ("identical_answers", [row("Q", "yes", "yes ")], [0]),
     ("unknown_role", [row(messages("narrator: Q"), "yes", "no")], [0]),
+    ("lower_score", [row("Q", "yes", "no", score_chosen=1, score_rejected=2.5)], [0]),
+    ("lower_score", [row("Q", "yes", "no", **{"chosen-rating": "1", "rejected-rating": "2"})], [0]),
 ]  # fmt: skip
 
 
@@ -143,6 +145,7 @@ QUIET = [
     [row(messages("user: Q", "assistant: A", "tool: T", "tool: T", "user: R"), "yes", "no")],
     [row(TOKYO, "東京都日本国首都人口世界最大級都市圏", "no")],
     [row(SOLAR, "Да, конечно", "no")],  # too few letters to tell
+    [row("Q", "yes", "no", score_chosen=2, score_rejected=2)],
 ]  # fmt: skip
 
 
@@ -245,7 +248,8 @@ def test_a_template_that_refuses(write_rows: WriteRows, tokenizer: Any) -> None:
 def test_every_rule_was_made_to_fire_here_or_is_a_reason_of_the_loader() -> None:
     fired = {rule for rule, _, _ in FIRES}
     elsewhere = {"leaked", "leaked_near", "length_bias", "over_long", "lost_difference"}
-    from orpo_dist.data.rows import REASONS
+    elsewhere |= {"beyond_embedding"}  # in test_bounds.py
+    from orpo_dist.data.reasons import REASONS
 
     assert set(RULES) == fired | elsewhere | set(REASONS)
     assert set(REASONS) < set(DROPPED)

@@ -69,6 +69,40 @@ def test_drop_chooses_the_rules(
     assert lines(out) == rows[:-1]
 
 
+def test_other_forms_are_cleaned_as_they_are(
+    tmp_path: Path, write_rows: WriteRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [{k: r[k] for k in ("chosen", "rejected")} for r in clean_rows()]
+    asked = [{"system": "S", "question": r["prompt"]} for r in clean_rows()]
+    good = [{**one, **other} for one, other in zip(asked, sides, strict=True)]
+    out = tmp_path / "good.jsonl"
+    assert "40 pairs in 41 rows" in run_audit(
+        capsys, write_rows([*good, {**good[0], "chosen": ""}]), "--clean", out
+    )
+    assert lines(out) == good
+    assert dropped(tmp_path / "good.dropped.csv") == [(41, "empty_chosen")]
+
+
+def test_of_ranked_lists_the_pairs_that_stay_are_written(
+    tmp_path: Path, write_rows: WriteRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [(r["prompt"], r["chosen"], r["rejected"]) for r in clean_rows()]
+    lists = [
+        {"prompt": p, "answers": [{"answer": c, "rank": 1}, {"answer": r, "rank": 2}], "id": n}
+        for n, (p, c, r) in enumerate(texts)
+    ]
+    lists[3]["answers"].append({"answer": "", "rank": 3})
+    lists[4]["answers"].pop()
+    out = tmp_path / "good.jsonl"
+    run_audit(capsys, write_rows(lists), "--clean", out)
+    assert lines(out) == [
+        {"id": n, "prompt": p, "chosen": c, "rejected": r}
+        for n, (p, c, r) in enumerate(texts)
+        if n != 4
+    ]
+    assert dropped(tmp_path / "good.dropped.csv") == [(4, "empty_rejected"), (5, "unranked")]
+
+
 def test_json_names_every_flagged_row(
     tmp_path: Path, defects: Path, capsys: pytest.CaptureFixture[str], tiny_model_dir: Path
 ) -> None:

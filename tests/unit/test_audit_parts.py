@@ -17,6 +17,7 @@ from orpo_dist.audit.texts import SCRIPTS, main_scripts
 from orpo_dist.audit.tokens import TokenTable
 from orpo_dist.data import Columns, Encoder, Limits
 from orpo_dist.data.encode import Encoded
+from orpo_dist.data.reasons import Unusable
 from tests.conftest import DEMO
 
 WORDS = [f"w{number}" for number in range(60)]
@@ -130,11 +131,7 @@ def test_truncation_costs_are_what_the_encoder_cuts(
         full.append((sizes[0], sizes[1] + 1, sizes[2] + 1))
         same = [a == b for a, b in zip(chosen, rejected, strict=False)]
         shared.append((*same, False).index(False))
-        after.append(
-            (len(result.prompt), len(result.chosen), len(result.rejected))
-            if isinstance(result, Encoded)
-            else None
-        )
+        after.append(None if isinstance(result, Unusable) else tuple(map(len, result)))
     lengths = np.asarray(full)
     lost = lost_difference(lengths, np.asarray(shared), limits)
     assert lost.tolist() == [row is None for row in after]

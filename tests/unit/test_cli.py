@@ -116,6 +116,8 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "data_path": ["a", "b"],
         "valid_data_path": ["a", "b"],
         "data_weights": [2.0],
+        "data_format": "alpaca",
+        "chat_template_kwargs": {"enable_thinking": False},
         "overlong": "skip",
         "curriculum": "length",
         "curriculum_pacing": "root",

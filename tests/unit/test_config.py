@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from orpo_dist.config import ORPOConfig, build_config, dump_config, load_config, read_yaml
 from orpo_dist.types import UserError
@@ -30,9 +29,14 @@ DOCUMENTED = {
     "prompt_text_column": "prompt",
     "text_column": "chosen",
     "rejected_text_column": "rejected",
+    "system_column": None,
+    "tools_column": "tools",
+    "data_format": "auto",
+    "implicit_prompt": False,
     "category_column": "category",
     "strict_data": False,
     "chat_template": None,
+    "chat_template_kwargs": {},
     "max_prompt_length": 128,
     "max_completion_length": None,
     "max_seq_length": None,
@@ -181,7 +185,7 @@ def test_trainer_args_take_the_rest() -> None:
 
 def test_configs_are_frozen_and_replaced_with_checks() -> None:
     config = ORPOConfig(lr=1e-4)
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(UserError, match=r"frozen: .*replace\(lr="):
         config.lr = 1.0
     changed = config.replace(batch_size=2)
     assert (changed.lr, changed.batch_size, config.batch_size) == (1e-4, 2, 4)

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+import orpo_dist as od
+from orpo_dist.arguments import resolve
+from orpo_dist.cli import main
 from orpo_dist.config import ORPOConfig, build_config, load_config
 from orpo_dist.config.names import ALIASES, explain_unknown
 from orpo_dist.config.schema import OWNED_TRAINER_ARGS, leaves
+from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.types import UserError
 
 
@@ -162,3 +166,132 @@ def test_trainer_args_cannot_set_what_a_setting_sets(name: str) -> None:
     ours = ALIASES.get(name) or OWNED_TRAINER_ARGS.get(name) or name
     message = complaint(trainer_args={"adam_beta2": 0.9, name: 1})
     assert message.startswith(f"trainer_args: '{name}' is set by {ours}, not under trainer_args")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"lr": -1, "epochz": 3, "batchsize": 2, "use_dora": True},
+            "lr: input should be greater than 0 (got -1); unknown setting 'epochz': did you mean "
+            "epochs?; unknown setting 'batchsize': did you mean batch_size?; "
+            "use_dora needs peft (--peft)",
+        ),
+        (
+            {"merge_adapter": True, "eval_strategy": "steps"},
+            "merge_adapter needs peft (--peft); eval_strategy steps needs eval_steps",
+        ),
+        (  # nothing is said against settings whose value is not known
+            {"use_peft": True, "use_dora": True},
+            "unknown setting 'use_peft': here it is called peft",
+        ),
+        ({"peft": "maybe", "use_dora": True}, "peft: input should be a valid boolean, unable to "
+         "interpret input (got 'maybe')"),
+        (
+            {"lr": 0, "stages": [{"lr": -2, "epoch": 1}, {}, {"model": "m", "seed": -1}]},
+            "lr: input should be greater than 0 (got 0); stage 1: lr: input should be greater than "
+            "0 (got -2); unknown setting 'epoch': did you mean epochs?; stage 3: model is one for "
+            "the whole run; seed: input should be greater than or equal to 0 (got -1)",
+        ),
+        (
+            {"use_dora": True, "stages": [{"eval_strategy": "steps"}]},
+            "use_dora needs peft (--peft); stage 1: eval_strategy steps needs eval_steps",
+        ),
+        (
+            {"trainer_args": {"lr": 1, "seed": 2}},
+            "trainer_args: 'lr' is set by lr, not under trainer_args; 'seed' is set by seed, not "
+            "under trainer_args (got {'lr': 1, 'seed': 2})",
+        ),
+    ],
+)  # fmt: skip
+def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], message: str) -> None:
+    assert complaint(**values) == message
+    for make in (ORPOConfig, ORPOConfig().replace):
+        with pytest.raises(UserError) as caught:
+            make(**values)
+        assert str(caught.value) == message
+    with pytest.raises(UserError) as caught:
+        ORPOConfig.model_validate(values)
+    assert str(caught.value) == message
+
+
+def test_mistakes_of_a_file_and_of_flags_beside_it_are_told_at_once(
+    write_yaml: Callable[[str], Path],
+) -> None:
+    path = write_yaml("epochz: 3\nlr: -1\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path, {"seed": -1})
+    assert str(caught.value) == (
+        f"config {path}: lr: input should be greater than 0 (got -1); unknown setting 'epochz': "
+        "did you mean epochs?; seed: input should be greater than or equal to 0 (got -1)"
+    )
+
+
+def test_unknown_flags_are_told_at_once_with_bad_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "launch zer2 -- train --epochz 3 --lr -1 --use-dora --max-promt-length=9"
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == (
+        "orpo-dist: error: unknown preset 'zer2': did you mean zero2?; unknown flag '--epochz': "
+        "did you mean --epochs?; unknown flag '--max-promt-length': did you mean "
+        "--max-prompt-length?; lr: input should be greater than 0 (got '-1'); use_dora needs peft "
+        "(--peft)\n"
+    )
+
+
+def test_flags_over_settings_of_a_sweep_are_not_weighed_against_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["sweep", "x.yaml", "--use-dora", "--lrr", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "orpo-dist: error: unknown flag '--lrr': did you mean --lr?\n"
+    )
+
+
+def test_a_sweep_tells_all_its_mistakes_at_once() -> None:
+    content = {
+        "base": {"lrr": 1, "seed": -1},
+        "space": {"lr": {"grid": [-1, 2]}, "epoch": {"choice": [1]}},
+        "repeatz": 2,
+        "num_samples": 0,
+    }
+    with pytest.raises(UserError) as caught:
+        load_sweep(content)
+    assert str(caught.value) == (
+        "sweep: base: seed: input should be greater than or equal to 0 (got -1); unknown setting "
+        "'lrr': did you mean lr?; unknown setting 'repeatz': did you mean repeats?; space.lr: lr: "
+        "input should be greater than 0 (got -1); space.epoch: unknown setting 'epoch': did you "
+        "mean epochs?; num_samples: input should be greater than or equal to 1 (got 0)"
+    )
+    with pytest.raises(UserError) as caught:
+        load_sweep({
+            "space": {"seed": {"grid": [1, 2]}}, "repeats": 2, "searcher": "bohb",
+        })  # fmt: skip
+    assert str(caught.value) == (
+        "sweep: repeats and space.seed both set seeds: choose one; scheduler bohb and searcher "
+        "bohb belong together: set both; searcher bohb proposes points and walks no grid: use "
+        "choice"
+    )
+
+
+def test_choices_of_transformers_are_told_at_once() -> None:
+    config = ORPOConfig(scheduler="cos", optimizer="adam", trainer_args={"adam_b": 1, "x_y": 2})
+    with pytest.raises(UserError) as caught:
+        resolve(config, has_eval=False)
+    for part in ("scheduler 'cos'", "optimizer 'adam'", "setting 'adam_b'", "setting 'x_y'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        od.train,
+        lambda settings: od.load("nowhere", settings),
+        lambda settings: od.ORPOTrainer(args=settings),
+        lambda settings: od.evaluate_model("nowhere", "data.jsonl", settings),
+    ],
+)
+def test_a_mapping_is_no_config(use: Callable[[Any], Any]) -> None:
+    with pytest.raises(UserError, match="must be an ORPOConfig, not dict"):
+        use({"lr": 1e-4})

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orpo_dist.data.encode import Encoder, Limits
-from orpo_dist.data.rows import Example, Unusable
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example
 from tests.unit.encoding import (
     BOS_TEMPLATE,
     END,

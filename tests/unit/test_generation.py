@@ -42,6 +42,23 @@ def test_prompts_from_every_place(tmp_path: Path, write_rows: Callable[..., Path
     assert prompt_lines([hi, {"role": "assistant", "content": "Yo"}]) == "user: Hi\nassistant: Yo"
 
 
+def test_prompts_of_known_forms(write_rows: Callable[..., Path]) -> None:
+    sides = {"chosen": "a", "rejected": "b"}
+    asked = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    answers = [{"answer": text, "rank": n} for n, text in enumerate("abc")]
+    for row, prompt in (
+        ({"system": "S", "question": "Q", **sides}, asked),
+        ({"system": "S", "question": "Q"}, asked),
+        ({"instruction": "I", "input": "X", **sides}, "I\nX"),
+        ({"instruction": "I", "input": "X", "output": "a"}, "I\nX"),
+        ({"prompt": "Q", "answers": answers}, "Q"),
+        ({"prompt": "Q", "chosen": "same", "rejected": "same"}, "Q"),
+    ):
+        assert read_prompts([], str(write_rows([row, row]))) == [prompt]
+    with pytest.raises(UserError, match=r"there is a column 'question': set --prompt-text-column"):
+        read_prompts([], str(write_rows([{"question": "Q"}])))
+
+
 @pytest.mark.parametrize(
     ("row", "part"),
     [
@@ -64,7 +81,7 @@ def test_a_file_without_prompts_and_a_mistyped_column_are_named(
     with pytest.raises(UserError, match=r"^prompts-file .*empty\.txt: holds no prompts$"):
         read_prompts(["one"], str(empty))
     row = {"prompt": "x", "chosen": "It is so.", "rejected": "It is not."}
-    with pytest.raises(UserError, match=r"pairs\.jsonl:1: has no column 'promt'"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: has no column 'promt'"):
         read_prompts([], str(write_rows([row])), column="promt")
 
 
@@ -222,7 +239,7 @@ def test_a_template_that_refuses_is_named(
 ) -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
     model = altered(tmp_path / "m", tiny_model_dir, "chat_template.jinja", picky + CHATML)
-    reason = f"model {model}: the chat template does not accept these messages"
+    reason = f"model {model}: the chat template does not accept these messages (no)"
     assert main(["generate", model, "--prompt", "Hi", "--system", "Be nice.", *SHORT]) == 2
     assert capsys.readouterr().err == f"orpo-dist: error: {reason}\n"
     lines = iter(["Hi", "/quit"])

@@ -174,7 +174,7 @@ def really_allocated(
     from torch.profiler import ProfilerActivity, profile
     from transformers import AutoModelForCausalLM
 
-    from orpo_dist.model import add_adapter, lora_config
+    from orpo_dist.adapters import add_adapter, lora_config
     from orpo_dist.objective import orpo_loss
     from orpo_dist.scoring import make_scorer
     from orpo_dist.types import Pair

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from orpo_dist.data import Columns, Encoder, Limits, PairDataset, build, prepare
+from orpo_dist.data.reasons import REASONS
 from orpo_dist.data.report import FIRST_OFFENDERS, skip_sentence
-from orpo_dist.data.rows import REASONS
 from orpo_dist.data.sources import open_source
 from orpo_dist.types import Pair, UserError
 from tests.unit.encoding import FUSSY_TEMPLATE, ids_of
@@ -28,6 +28,7 @@ PLANTED: dict[str, Any] = {
     "not_an_object": [1, 2],
     "missing_column": {"prompt": "Why?", "chosen": "yes"},
     "wrong_type": {**GOOD, "chosen": 3},
+    "not_text": {**GOOD, "images": ["cat.png"]},
     "broken_text": {**GOOD, "rejected": "half \ud83d"},
     "unknown_role": {**GOOD, "prompt": [{"role": "narrator", "content": "Why?"}]},
     "empty_prompt": {**GOOD, "prompt": " "},
@@ -35,8 +36,15 @@ PLANTED: dict[str, Any] = {
     "empty_rejected": {**GOOD, "rejected": None},
     "identical_answers": {**GOOD, "rejected": "Because."},
     "mismatched_prompts": {"chosen": TALK, "rejected": OTHER},
-    "no_shared_prompt": {"chosen": "yes", "rejected": "no"},
+    "no_prompt": {"chosen": "yes", "rejected": "no"},
     "template_refused": {**GOOD, "prompt": [{"role": "system", "content": "Be good."}]},
+    "foreign_marks": {**GOOD, "prompt": "<start_of_turn>user\nWhy?<end_of_turn>\n"},
+    "special_inside": {**GOOD, "prompt": "What is <|im_end|>?"},
+    "same_when_rendered": {
+        **GOOD,
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+        "rejected": [{"role": "assistant", "content": "", "tool_calls": [{"name": "g"}]}],
+    },
     "over_length": {**GOOD, "chosen": "Because " * 30},
     "end_inside": {**GOOD, "rejected": "No<|im_end|> idea."},
 }
@@ -70,14 +78,16 @@ def read(path: Path | list[Path], encoder: Encoder, **options: Any) -> PairDatas
 
 
 def test_planted_defects_are_counted_by_reason(write_rows: WriteRows, tokenizer: Any) -> None:
-    assert {*PLANTED, "no_difficulty"} == set(REASONS)  # that one: test_curriculum.py
+    elsewhere = {"no_difficulty", "no_shared_prompt", "unranked", "serialised"}
+    assert {*PLANTED, *elsewhere} == set(REASONS)
     path = write_rows([GOOD, *PLANTED.values(), {**GOOD, "category": "last"}])
     encoder = Encoder(tokenizer, FUSSY_TEMPLATE, Limits(completion=20, skip_overlong=True))
     report = read(path, encoder).report
-    assert report["skipped"] == {
-        reason: {"count": 1, "meaning": REASONS[reason], "first": [f"{path}:{line}"]}
-        for line, reason in enumerate(PLANTED, start=2)
-    }
+    assert set(report["skipped"]) == set(PLANTED)
+    for line, reason in enumerate(PLANTED, start=2):
+        entry = report["skipped"][reason]
+        assert (entry["count"], entry["meaning"]) == (1, REASONS[reason])
+        assert [first.partition(", ")[0] for first in entry["first"]] == [f"{path}:{line}"]
     assert (report["rows"], report["pairs"]) == (len(PLANTED) + 2, 2)
     assert report["sources"] == [{"path": str(path), "rows": len(PLANTED) + 2, "pairs": 2}]
     assert report["categories"] == {"": 1, "last": 1}
@@ -108,7 +118,8 @@ def test_strict_data_stops_at_the_first_offender(
     read(path, encoder)
     with pytest.raises(UserError) as caught:  # also where a lenient run has filled the cache
         read(path, encoder, strict=True)
-    assert str(caught.value) == f"{path}:3: {REASONS[reason]} (strict_data is on)"
+    assert str(caught.value).startswith(f"{path}:3: {REASONS[reason]}")
+    assert str(caught.value).endswith(" (strict_data is on)")
 
 
 def test_strict_data_accepts_clean_files(
@@ -121,20 +132,20 @@ def test_strict_data_accepts_clean_files(
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "flag"),
+    ("row", "column", "flag", "hint"),
     [
-        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column"),
-        ({"prompt": "Q", "chosen": "a", "worse": "b"}, "rejected", "--rejected-text-column"),
+        ({"prompt": "Q", "better": "a", "rejected": "b"}, "chosen", "--text-column", " better"),
+        ({"prompt": "Q", "chosen": "a", "x": "b"}, "rejected", "--rejected-text-column", ""),
     ],
 )
 def test_a_missing_column_is_named_with_the_columns_there_are(
-    row: dict[str, str], column: str, flag: str, write_rows: WriteRows, tokenizer: Any
+    row: dict[str, str], column: str, flag: str, hint: str, write_rows: WriteRows, tokenizer: Any
 ) -> None:
     path = write_rows([row, row])
     with pytest.raises(UserError) as caught:
         read(path, Encoder(tokenizer))
     assert str(caught.value) == (
-        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag})"
+        f"{path}: has no column '{column}'; its columns are {', '.join(row)} (set {flag}{hint})"
     )
     columns = Columns(chosen="better" if "better" in row else "chosen", rejected=list(row)[2])
     assert len(read(path, Encoder(tokenizer), columns=columns)) == 2
@@ -262,6 +273,70 @@ def test_a_prompt_column_asked_for_by_name_must_be_there(
     path = write_rows([GOOD])
     with pytest.raises(UserError, match=r"no column .promt.*--prompt-text-column"):
         read(path, Encoder(tokenizer), columns=Columns(prompt="promt"))
+
+
+ORCA = {"system": "S", "question": "Why?", "chosen": "Because.", "rejected": "No idea."}
+
+
+def test_the_form_is_reported_and_said_in_every_run(
+    write_rows: WriteRows, tokenizer: Any, encoded_batches: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    path = write_rows([{**ORCA, "context": "X"}, ORCA])
+    said = [
+        f"{path}: read as Orca DPO pairs (system + question → prompt)",
+        f"{path}: column 'context' (1 of 2 rows) is not used; put it into the prompt if the "
+        "answers need it",
+    ]
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        report = read(path, Encoder(tokenizer)).report
+        assert [sentence for _, sentence in report["said"]] == caplog.messages == said
+    assert encoded_batches == [2]
+
+
+def test_no_prompt_is_made_up(write_rows: WriteRows, tokenizer: Any) -> None:
+    rows = [{**ORCA, "chosen": "The answer is 4.", "rejected": "The answer is 5."}]
+    path = write_rows([{k: row[k] for k in row if k != "system"} for row in rows])
+    with pytest.raises(UserError) as caught:
+        read(path, Encoder(tokenizer))
+    assert str(caught.value) == (
+        f"{path}: has no column 'prompt'; there is a column 'question': set --prompt-text-column "
+        "question"
+    )
+    assert len(read(path, Encoder(tokenizer), columns=Columns(prompt="question"))) == 1
+
+
+def test_ranked_lists_are_pairs_of_one_row(write_rows: WriteRows, tokenizer: Any) -> None:
+    answers = [{"answer": text, "rank": n} for n, text in enumerate(("a", "b", "c"), start=1)]
+    path = write_rows([{"prompt": "Why?", "answers": answers}, {"prompt": "Q", "answers": []}])
+    report = read(path, Encoder(tokenizer)).report
+    assert (report["pairs"], report["rows"]) == (2, 3)
+    assert report["skipped"]["unranked"]["first"] == [f"{path}:2"]
+    with pytest.raises(UserError, match=r":2: no answer of the list is ranked above another"):
+        read(path, Encoder(tokenizer), strict=True)
+
+
+def test_a_lower_score_is_counted(write_rows: WriteRows, tokenizer: Any) -> None:
+    worse = {**GOOD, "score_chosen": 3, "score_rejected": 8}
+    better = {**GOOD, "score_chosen": 8, "score_rejected": 3}
+    path = write_rows([better, worse, {**worse, "chosen": ""}, worse])
+    notes = read(path, Encoder(tokenizer)).report["notes"]
+    assert notes["lower_score"]["count"] == 2
+    assert notes["lower_score"]["first"] == [f"{path}:2", f"{path}:4"]
+
+
+def test_rows_in_memory_are_read_the_same_way(tokenizer: Any) -> None:
+    from orpo_dist import ORPOConfig
+    from orpo_dist.data import as_pairs
+
+    assert len(as_pairs([ORCA], Encoder(tokenizer), ORPOConfig())) == 1
+    config = ORPOConfig(data_format="alpaca")
+    with pytest.raises(UserError, match=r"^dataset: data_format alpaca needs instruction"):
+        as_pairs([ORCA], Encoder(tokenizer), config)
+    row = {"instruction": "I", "input": "X", "chosen": "a", "rejected": "b"}
+    assert len(as_pairs([row], Encoder(tokenizer), config)) == 1
 
 
 def test_without_a_prompt_limit_the_answers_keep_room(

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpo_dist.data.rows import REASONS, ROLES, Columns, Example, Unusable, parse_row
+from orpo_dist.data.messages import ROLES
+from orpo_dist.data.reasons import REASONS, Unusable
+from orpo_dist.data.rows import Columns, Example, parse_row
 
 COLUMNS = Columns()
+IMPLICIT = Columns(implicit_prompt=True)
 
 
 def row(prompt: Any = "Q", chosen: Any = "good", rejected: Any = "bad") -> dict[str, Any]:
@@ -52,6 +55,12 @@ def test_category(value: Any, category: str) -> None:
     assert parse_row({**row(), "category": value}, COLUMNS).category == category
 
 
+def test_a_blank_before_an_answer_is_dropped_after_marked_turns_only() -> None:
+    marked = "\n\nHuman: Q\n\nAssistant:"
+    assert parse_row(row(marked, " good", " bad"), COLUMNS) == Example(talk("Q"), "good", "bad")
+    assert parse_row(row(talk("Q"), " good", "bad"), COLUMNS) == Example(talk("Q"), " good", "bad")
+
+
 def test_messages_with_the_prompt_inside() -> None:
     prompt = [said("system", "S"), *talk("Q1", "A1", "Q2")]
     found = parse_row(
@@ -71,7 +80,7 @@ def test_from_and_value_are_role_and_content() -> None:
 def test_roles_are_normalised(role: str) -> None:
     found = parse_row(row([said(role, "Q")]), COLUMNS)
     assert found.prompt == [said(ROLES[role.lower()], "Q")]
-    assert found.prompt[0]["role"] in ("system", "user", "assistant", "tool")
+    assert found.prompt[0]["role"] in {"system", "developer", "user", "assistant", "tool"}
 
 
 def test_content_parts_are_joined() -> None:
@@ -137,7 +146,9 @@ def test_transcripts_of_different_questions() -> None:
 def test_common_beginning_ends_between_words(
     chosen: str, rejected: str, expected: tuple[str, str, str]
 ) -> None:
-    found = parse_row({"chosen": chosen, "rejected": rejected}, COLUMNS)
+    raw = {"chosen": chosen, "rejected": rejected}
+    assert reason_of(raw) == "no_prompt"
+    found = parse_row(raw, IMPLICIT)
     assert (found.prompt, found.chosen, found.rejected) == expected
 
 
@@ -150,11 +161,13 @@ REFUSED = [
     ("wrong_type", row(chosen=3)),
     ("wrong_type", row(prompt=3)),
     ("wrong_type", row(rejected={"role": "assistant", "content": "a"})),
+    ("not_text", {**row(), "images": ["cat.png"]}),
+    ("not_text", {**row(), "audio": {"path": "a.wav"}}),
     ("wrong_type", row(chosen=["a"])),
     ("wrong_type", row(chosen=[said("assistant", None)])),
     ("wrong_type", row(chosen=[{"content": "a"}])),
     ("wrong_type", row(chosen=[{"role": 1, "content": "a"}])),
-    ("wrong_type", row(chosen=[said("assistant", [{"type": "image", "url": "u"}])])),
+    ("not_text", row(chosen=[said("assistant", [{"type": "image", "url": "u"}])])),
     ("wrong_type", row(chosen=[said("assistant", ["a"])])),
     ("wrong_type", row(chosen=[said("assistant", "a")])),
     ("broken_text", row(prompt="half \ud83d")),
@@ -170,7 +183,6 @@ REFUSED = [
     ("empty_chosen", row(chosen=" \t")),
     ("empty_chosen", row(chosen=[])),
     ("empty_chosen", {"chosen": talk("Q", " "), "rejected": talk("Q", "b")}),
-    ("empty_chosen", {"chosen": "the same ", "rejected": "the same words"}),
     ("empty_rejected", row(rejected="")),
     ("empty_rejected", row(rejected=None)),
     ("empty_rejected", row(rejected=[])),
@@ -182,9 +194,9 @@ REFUSED = [
     ("mismatched_prompts", {"chosen": talk("Q", "a"), "rejected": talk("Q", "a", "Q", "b")}),
     ("mismatched_prompts", {"chosen": talk("Q"), "rejected": talk("Q")}),
     ("mismatched_prompts", row("other", talk("Q", "a"), talk("Q", "b"))),
-    ("no_shared_prompt", {"chosen": "this", "rejected": "that"}),
-    ("no_shared_prompt", {"chosen": " yes", "rejected": " no"}),
-    ("no_shared_prompt", {"chosen": talk("Q", "a")[1:], "rejected": talk("Q", "b")[1:]}),
+    ("no_prompt", {"chosen": "this", "rejected": "that"}),
+    ("no_prompt", {"prompt": None, "chosen": " yes", "rejected": " no"}),
+    ("no_prompt", {"chosen": talk("Q", "a")[1:], "rejected": talk("Q", "b")[1:]}),
 ]
 
 
@@ -193,9 +205,21 @@ def test_refused_rows(reason: str, value: Any) -> None:
     assert reason_of(value) == reason
 
 
+def test_an_implicit_prompt_has_to_be_shared() -> None:
+    for reason, *sides in (
+        ("no_shared_prompt", "this", "that"),
+        ("no_shared_prompt", " yes", " no"),
+        ("empty_chosen", "the same ", "the same words"),
+    ):
+        assert reason_of({"chosen": sides[0], "rejected": sides[1]}, IMPLICIT) == reason
+
+
 def test_every_reason_of_this_stage_is_tested() -> None:
     later_stages = {"not_json", "template_refused", "over_length", "end_inside"}
+    later_stages |= {"foreign_marks", "special_inside", "same_when_rendered"}  # test_forms.py
+    later_stages |= {"no_shared_prompt"}  # above
     later_stages |= {"no_difficulty"}  # test_curriculum.py
+    later_stages |= {"serialised", "unranked", "no_prompt"}  # the tests of schemas
     assert {reason for reason, _ in REFUSED} | later_stages == set(REASONS)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orpo_dist.data.encode import PLAIN_TEMPLATE, Encoder
-from orpo_dist.data.rows import Example, Unusable
+from orpo_dist.data.encode import Encoder
+from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.rows import Example
+from orpo_dist.data.template import PLAIN_TEMPLATE
 from orpo_dist.types import UserError
 from tests.unit.encoding import (
     END,
@@ -30,7 +33,8 @@ def test_template_texts(tokenizer: Any) -> None:
     assert text_of(tokenizer, found.prompt) == rendered + "<|im_start|>assistant\n"
     assert text_of(tokenizer, found.chosen) == f"yes{END}"
     one = encode_one(encoder, "Q1", "yes", "no")
-    assert one == encode_one(encoder, turns[1:2], "yes", "no")
+    assert (one.form, found.form) == ("wrapped", "messages")
+    assert one == replace(encode_one(encoder, turns[1:2], "yes", "no"), form="wrapped")
     assert text_of(tokenizer, one.prompt).startswith(f"<|im_start|>user\nQ1{END}\n")
 
 
@@ -50,9 +54,18 @@ def test_templates_from_a_file_a_text_or_nowhere(tokenizer: Any, tmp_path: Path)
     assert tokenizer.chat_template == FUSSY_TEMPLATE
 
 
-def test_a_generation_prompt_that_the_answer_does_not_follow(tokenizer: Any) -> None:
+def test_a_thought_that_the_answer_does_not_go_on_with_is_closed(tokenizer: Any) -> None:
     found = encode_one(Encoder(tokenizer, SHY_TEMPLATE), "Q", "yes", "no")
     assert text_of(tokenizer, found.prompt) == f"user: Q{END}assistant: <think>"
+    assert text_of(tokenizer, found.chosen) == f"\n</think>\n\nyes{END}"
+    assert found.notes == ("thought_closed",)
+
+
+def test_a_generation_prompt_that_the_answer_does_not_follow(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}Now answer!{% endif %}"
+    found = encode_one(Encoder(tokenizer, template), "Q", "yes", "no")
+    assert text_of(tokenizer, found.prompt) == f"user: Q{END}Now answer!"
     assert text_of(tokenizer, found.chosen) == f"yes{END}"
 
 
@@ -66,12 +79,14 @@ def test_what_follows_an_answer_is_no_part_of_it(tokenizer: Any) -> None:
 def test_without_a_template_strings_stay_plain_and_messages_get_one(tokenizer: Any) -> None:
     encoder = Encoder(untemplated(tokenizer))
     assert not encoder.wraps_strings
-    assert tokenizer.chat_template == PLAIN_TEMPLATE
+    assert tokenizer.chat_template is None
     assert text_of(tokenizer, encode_one(encoder, "Q", "yes", "no").prompt) == "Q"
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
     found = encode_one(encoder, turns, "yes", "no")
-    assert text_of(tokenizer, found.prompt) == "S\nUser: Q\nAssistant: "
-    assert text_of(tokenizer, found.chosen) == f"yes{END}"
+    assert text_of(tokenizer, found.prompt) == "S\nUser: Q\nAssistant:"
+    assert text_of(tokenizer, found.chosen) == f" yes{END}"
+    encoder.keep_template()
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -84,6 +99,7 @@ def test_a_second_encoder_reads_the_prompt_like_the_first(
     if bos:
         with_bos(tokenizer)
     first = Encoder(untemplated(tokenizer))
+    first.keep_template()
     tokenizer.save_pretrained(tmp_path)
     reloaded = AutoTokenizer.from_pretrained(tmp_path)
     turns = [{"role": "user", "content": "Q"}]
