@@ -47,22 +47,10 @@ def train(
     SIGUSR1, with a checkpoint saved.
     """
     require_config(config)
-    if config.model is None:
-        raise UserError("model is missing: pass --model (a folder or a hub id)")
     quieten_libraries()
     here = runtime.start()
-    for stage in config.stage_configs():
-        if not stage.data_path:
-            raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
-        refuse_impossible(stage, here.engine)
-    config = going_on(config.replace(model=locate(config.model)))
-    say_going_on(config, run_config(str(config.model)).quantization)
+    config = _checked(config, here)
     folder = RunFolder(config.project_name, writes=here.is_main)
-    if folder.path.resolve() == Path(str(config.model)):
-        raise UserError(
-            f"project_name {config.project_name}: is the folder of the model to begin with; "
-            "choose another name"
-        )
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
     folder.update_run(
@@ -103,6 +91,24 @@ def train(
         write_card(folder.path)
     here.wait()
     return handle
+
+
+def _checked(config: ORPOConfig, here: Runtime) -> ORPOConfig:
+    """The config with what its model says of it; ``UserError`` for what cannot be trained."""
+    if config.model is None:
+        raise UserError("model is missing: pass --model (a folder or a hub id)")
+    for stage in config.stage_configs():
+        if not stage.data_path:
+            raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
+        refuse_impossible(stage, here.engine)
+    config = going_on(config.replace(model=locate(config.model)))
+    say_going_on(config, run_config(str(config.model)).quantization)
+    if RunFolder(config.project_name).path.resolve() == Path(str(config.model)):
+        raise UserError(
+            f"project_name {config.project_name}: is the folder of the model to begin with; "
+            "choose another name"
+        )
+    return config
 
 
 def _train(
