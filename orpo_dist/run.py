@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import platform
@@ -23,6 +24,7 @@ from orpo_dist.console import quieten_libraries
 from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
 from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.interruption import Interrupted, StopOnSignal
+from orpo_dist.lock import held
 from orpo_dist.model import locate
 from orpo_dist.report import write_report
 from orpo_dist.runtime import Runtime
@@ -63,6 +65,19 @@ def train(
             f"project_name {config.project_name}: is the folder of the model to begin with; "
             "choose another name"
         )
+    with contextlib.ExitStack() as stack:
+        here.on_main(lambda: stack.enter_context(held(folder.path)))
+        return _train_in(folder, config, here, callbacks, trainer_class)
+
+
+def _train_in(
+    folder: RunFolder,
+    config: ORPOConfig,
+    here: Runtime,
+    callbacks: Sequence[Any],
+    trainer_class: type[ORPOTrainer],
+) -> TrainedModel:
+    """``train`` in a folder that is this run's alone."""
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
     folder.update_run(
