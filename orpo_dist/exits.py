@@ -18,6 +18,7 @@ EXIT_GAVE_UP = 3  # could go on, but will not be queued again: requeue cap, no p
 EXIT_BAD_NODES = 4  # the preflight of a job named nodes that are not fit
 EXIT_DOES_NOT_FIT = 5  # a plan found no way to run what was asked for
 EXIT_TEMPORARY = 75  # the network or a server failed: trying again may help (as in sysexits.h)
+EXIT_HUNG = 76  # a rank hung and the job was ended: trying again may help
 EXIT_REQUEUE = 85  # stopped by SIGUSR1 with a checkpoint saved: queue again and resume
 EXIT_INTERRUPTED = 130  # Ctrl-C and SIGTERM: someone wants the run to end
 

@@ -31,6 +31,7 @@ from orpo_dist.runtime import Runtime
 from orpo_dist.stage import Place, Stage
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
+from orpo_dist.watch import Watch
 
 
 def train(
@@ -90,8 +91,9 @@ def _train_in(
         error=None,
     )
     try:
-        with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
+        with StopOnSignal(here) as stop, Watch(folder, here, config.hang_timeout) as watch:
+            seen = [watch, *callbacks]
+            handle = _train(config, folder, checkpoint, here, stop, seen, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(

@@ -20,13 +20,19 @@ from typing import Any, NoReturn
 import psutil
 
 from orpo_dist.device import deepspeed_follows_torch
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TEMPORARY, EXIT_USER_ERROR
+from orpo_dist.exits import (
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EXIT_TEMPORARY,
+    EXIT_USER_ERROR,
+)
 from orpo_dist.launch.presets import Preset
 from orpo_dist.lifeline import announce_launcher
 from orpo_dist.signals import LAST_WORDS, Demands, hear_signals
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
-TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_REQUEUE, EXIT_INTERRUPTED)
+TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
 HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
