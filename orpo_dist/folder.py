@@ -21,8 +21,8 @@ CARD = "README.md"
 CARD_MARK = "<!-- Written by orpo_dist, which replaces it; without this line it is yours. -->"
 # What a run leaves behind, beside its card; nothing else in the folder is ever removed.
 ARTEFACTS = (
-    *RECORDS, MERGING, "stage-*", "checkpoint-*", "config.yaml", "config.json",
-    "generation_config.json",
+    *RECORDS, MERGING, "hang", ".heartbeats", "stage-*", "checkpoint-*", "config.yaml",
+    "config.json", "generation_config.json",
     "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
     "special_tokens_map.json",
     "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import platform
@@ -23,12 +24,14 @@ from orpo_dist.console import quieten_libraries
 from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
 from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.interruption import Interrupted, StopOnSignal
+from orpo_dist.lock import held
 from orpo_dist.model import locate
 from orpo_dist.report import write_report
 from orpo_dist.runtime import Runtime
 from orpo_dist.stage import Place, Stage
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
+from orpo_dist.watch import Watch
 
 
 def train(
@@ -63,6 +66,19 @@ def train(
             f"project_name {config.project_name}: is the folder of the model to begin with; "
             "choose another name"
         )
+    with contextlib.ExitStack() as stack:
+        here.on_main(lambda: stack.enter_context(held(folder.path)))
+        return _train_in(folder, config, here, callbacks, trainer_class)
+
+
+def _train_in(
+    folder: RunFolder,
+    config: ORPOConfig,
+    here: Runtime,
+    callbacks: Sequence[Any],
+    trainer_class: type[ORPOTrainer],
+) -> TrainedModel:
+    """``train`` in a folder that is this run's alone."""
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
     folder.update_run(
@@ -75,8 +91,9 @@ def train(
         error=None,
     )
     try:
-        with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
+        with StopOnSignal(here) as stop, Watch(folder, here, config.hang_timeout) as watch:
+            seen = [watch, *callbacks]
+            handle = _train(config, folder, checkpoint, here, stop, seen, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(

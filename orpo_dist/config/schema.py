@@ -157,6 +157,7 @@ class ORPOConfig(BaseModel):
     early_stopping_threshold: float = setting("schedule", 0.0, "smaller improvements do not count", ge=0)
     metric_for_best_model: str | None = setting("schedule", None, "evaluation metric that picks the best model; default: loss")
     load_best_model_at_end: bool | None = setting("schedule", None, "finish with the best model instead of the last; default: with early stopping")
+    hang_timeout: float = setting("schedule", 540, "end the job, with the stacks of its ranks, where a step, its data or a batch of an evaluation takes so many seconds and three times the longest before (0: never)", ge=0)
     log: str = setting("schedule", "tensorboard", "tensorboard | none | wandb | mlflow | ... or a comma list")
     trainer_args: dict[str, Any] = setting("schedule", {}, "anything else for transformers' TrainingArguments, as a mapping")
     # fmt: on

@@ -13,6 +13,7 @@ from typing import Any
 from orpo_dist.config import build_config
 from orpo_dist.failure import LOST
 from orpo_dist.folder import write_json
+from orpo_dist.lock import InUse
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -86,7 +87,7 @@ def _leave_reason(folder: Path, error: BaseException) -> None:
         folder / FAILURE,
         {
             "reason": ": ".join(part for part in (reason, first) if part)[:500],
-            "final": memory or isinstance(error, UserError),
+            "final": memory or (isinstance(error, UserError) and not isinstance(error, InUse)),
             "rank": int(os.environ.get("RANK", "0")),
             "traceback": "".join(traceback.format_exception(error)),
         },
