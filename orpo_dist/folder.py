@@ -47,7 +47,7 @@ class RunFolder:
 
         Raises ``UserError`` where a run is already there and the config does not say what to do.
         """
-        checkpoint = self._checkpoint(config.resume_from_checkpoint)
+        checkpoint = self.checkpoint(config.resume_from_checkpoint)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +77,8 @@ class RunFolder:
             return True
         return resume != "auto" and read_json(self.run).get("status") == "running"
 
-    def _checkpoint(self, wanted: str) -> Path | None:
+    def checkpoint(self, wanted: str) -> Path | None:
+        """What ``resume_from_checkpoint`` means here; ``UserError`` where that is not complete."""
         if wanted == "never":
             return None
         if wanted == "auto":

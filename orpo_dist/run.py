@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from orpo_dist import runtime
 from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
 from orpo_dist.card import write_card
+from orpo_dist.changes import check_changes
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.console import quieten_libraries
@@ -29,6 +31,8 @@ from orpo_dist.runtime import Runtime
 from orpo_dist.stage import Place, Stage
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
+
+logger = logging.getLogger("orpo_dist")
 
 
 def train(
@@ -55,6 +59,9 @@ def train(
         if not stage.data_path:
             raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
         refuse_impossible(stage, here.engine)
+    asked = config
+    if changed := here.on_main(lambda: check_changes(asked, here.world_size)):
+        logger.info(changed)
     config = going_on(config.replace(model=locate(config.model)))
     say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
@@ -76,7 +83,7 @@ def train(
     )
     try:
         with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
+            handle = _train(config, asked, folder, checkpoint, here, stop, callbacks, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -107,6 +114,7 @@ def train(
 
 def _train(
     run: ORPOConfig,
+    asked: ORPOConfig,
     folder: RunFolder,
     checkpoint: Path | None,
     here: Runtime,
@@ -115,7 +123,7 @@ def _train(
     trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     """Every stage that is not done yet; a run without stages is one."""
-    configs = run.stage_configs()
+    configs, given = run.stage_configs(), asked.stage_configs()
     finished = folder.finished_stages()
     number = _first_stage(run, checkpoint, len(finished))
     if run.stages and checkpoint and stage_of(checkpoint) != number:
@@ -123,7 +131,7 @@ def _train(
     steps = [int(stage["steps"]) for stage in finished[: number - 1]]
     while True:
         place = Place(number, len(configs), sum(steps)) if run.stages else None
-        stage = Stage(run, configs[number - 1], folder, place)
+        stage = Stage(run, configs[number - 1], folder, given[number - 1], place)
         if place:
             here.on_main(partial(folder.begin_stage, number, checkpoint))
         trainer = stage.train(checkpoint, here, stop, callbacks, trainer_class)

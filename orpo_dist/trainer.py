@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
+from orpo_dist.changes import SETTINGS, check_trainer, record
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import (
     PairDataset,
@@ -31,6 +34,7 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
+from orpo_dist.folder import write_json
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
@@ -60,6 +64,7 @@ class ORPOTrainer(BudgetTrainer):
 
     stage: int | None = None  # of a staged run: its number from 1, and the steps before it
     first_step = 0
+    asked: ORPOConfig | None = None  # the settings as they were given, where ``args`` are not that
 
     def __init__(
         self,
@@ -231,11 +236,16 @@ class ORPOTrainer(BudgetTrainer):
     def forget_step(self) -> None:
         self._train_means.total = self._before_step
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; first finds the token budget, where that is ``auto``."""
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; first finds the token budget, where that is ``auto``.
+
+        Raises ``UserError`` for a checkpoint of other data or settings.
+        """
+        if isinstance(resume_from_checkpoint, str | Path) and self.asked is None:
+            self._compare_with(Path(resume_from_checkpoint))
         self.settle_budget()
         self._mention_idle_steps()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _mention_idle_steps(self) -> None:
         """A warning where much of the run, which may be short, has learning rate 0."""
@@ -248,6 +258,21 @@ class ORPOTrainer(BudgetTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""
         return 0
+
+    def write_settings(self, folder: Path) -> None:
+        if self._settings is None:
+            config, pairs = self.asked or self.config, (self.train_dataset, self.eval_dataset)
+            self._settings = record(config, self.config, self.global_batch, *pairs)
+        write_json(folder / SETTINGS, self._settings)
+
+    _settings: dict[str, Any] | None = None
+
+    def _compare_with(self, checkpoint: Path) -> None:
+        world, step = self.args.world_size, self.global_batch
+        data = self.train_dataset, self.eval_dataset
+        compared = partial(check_trainer, checkpoint, self.config, world, step, *data)
+        if said := self.runtime.on_main(compared):
+            logger.info(said)
 
     # --- evaluation and logs
 
