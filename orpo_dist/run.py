@@ -95,6 +95,7 @@ def train(
         folder.update_run(
             status="interrupted" if stopped else "failed",
             seconds=round(time.time() - started, 1),
+            skipped_steps=len(read_metrics(folder.bad_steps)),
             error=f"{type(error).__name__}: {error}",
         )
         raise
@@ -102,6 +103,7 @@ def train(
     folder.update_run(
         status="completed",
         seconds=round(time.time() - started, 1),
+        skipped_steps=len(read_metrics(folder.bad_steps)),
         metrics=handle.metrics,
         advice=[str(one) for one in advice],
     )

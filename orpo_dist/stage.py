@@ -141,6 +141,7 @@ class Stage:
         trainer.asked = self.asked
         if self.place is not None:
             trainer.stage, trainer.first_step = self.place.number, self.place.first_step
+        trainer.bad_steps.keep_in(self.folder.bad_steps, trainer.stage, trainer.first_step)
         return trainer
 
     def leave(self, trainer: ORPOTrainer, stop: StopOnSignal) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +18,10 @@ from orpo_dist.adapters import going_on
 from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.answering import mend_generation, stop_at
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
+from orpo_dist.bad_steps import BadSteps, Suspects
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
-from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
-from orpo_dist.changes import SETTINGS, check_trainer, record
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import (
     PairDataset,
@@ -34,7 +31,6 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
-from orpo_dist.folder import write_json
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
@@ -42,6 +38,7 @@ from orpo_dist.objective import orpo_loss
 from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
+from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
@@ -50,7 +47,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(BudgetTrainer):
+class ORPOTrainer(SteadyTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -64,7 +61,6 @@ class ORPOTrainer(BudgetTrainer):
 
     stage: int | None = None  # of a staged run: its number from 1, and the steps before it
     first_step = 0
-    asked: ORPOConfig | None = None  # the settings as they were given, where ``args`` are not that
 
     def __init__(
         self,
@@ -110,14 +106,15 @@ class ORPOTrainer(BudgetTrainer):
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
-        self._before_step: Tensor | None = None  # of the means
+        self._before_step: tuple[Tensor | None, int] = None, 0  # of the means
+        self.bad_steps, self.suspects = BadSteps(), Suspects()
         super().__init__(
             model=policy,
             args=training_args,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[self.bad_steps, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.args.device.type == "cpu":
@@ -219,11 +216,11 @@ class ORPOTrainer(BudgetTrainer):
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
         self.orpo_alpha = self._alpha_of(self.state.global_step)
-        self._before_step = self._train_means.total
+        self._before_step = self._train_means.total, self._train_means.steps
         loss = self.run_micro_batches(model, inputs)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
-        return loss
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of steps that are skipped
 
     def micro_batch_loss(self, model: Any, step: LoadedStep, number: int) -> Tensor:
         """As promised to ``BudgetTrainer``."""
@@ -231,21 +228,18 @@ class ORPOTrainer(BudgetTrainer):
         share, metrics = self.compute_objective(scores, step)
         ids = step.category_ids[number]
         self._train_means.add(self._means(share, metrics, step), scores, ids)
+        self.suspects.add(step.pairs[number], share, scores)
         return share
 
     def forget_step(self) -> None:
-        self._train_means.total = self._before_step
+        self._train_means.total, self._train_means.steps = self._before_step
+        self.suspects.forget()
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; first finds the token budget, where that is ``auto``.
-
-        Raises ``UserError`` for a checkpoint of other data or settings.
-        """
-        if isinstance(resume_from_checkpoint, str | Path) and self.asked is None:
-            self._compare_with(Path(resume_from_checkpoint))
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; first finds the token budget, where that is ``auto``."""
         self.settle_budget()
         self._mention_idle_steps()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(*args, **kwargs)
 
     def _mention_idle_steps(self) -> None:
         """A warning where much of the run, which may be short, has learning rate 0."""
@@ -258,21 +252,6 @@ class ORPOTrainer(BudgetTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Trainer's estimate would take padding for work."""
         return 0
-
-    def write_settings(self, folder: Path) -> None:
-        if self._settings is None:
-            config, pairs = self.asked or self.config, (self.train_dataset, self.eval_dataset)
-            self._settings = record(config, self.config, self.global_batch, *pairs)
-        write_json(folder / SETTINGS, self._settings)
-
-    _settings: dict[str, Any] | None = None
-
-    def _compare_with(self, checkpoint: Path) -> None:
-        world, step = self.args.world_size, self.global_batch
-        data = self.train_dataset, self.eval_dataset
-        compared = partial(check_trainer, checkpoint, self.config, world, step, *data)
-        if said := self.runtime.on_main(compared):
-            logger.info(said)
 
     # --- evaluation and logs
 
@@ -321,9 +300,17 @@ class ORPOTrainer(BudgetTrainer):
 
         Of a staged run it counts the steps of all stages, so that they make one curve.
         """
+        if "loss" in logs and self.bad_steps.total:
+            logs["skipped_steps"] = self.bad_steps.total
+            if self.bad_steps.in_a_row:
+                logs.pop("grad_norm", None)
+            if not self._train_means.steps:
+                del logs["loss"]
         if "loss" in logs and self._train_means.steps:
             logs.update(self.throughput.pop())
             logs.update(self._train_means.pop(self.accelerator))
+            if self.bad_steps.total:
+                logs["loss"] = logs["loss/orpo"]  # Trainer divides by skipped steps as well
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
         if self.stage is not None:
