@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from orpo_dist.changes import keep_step
 from orpo_dist.config import ORPOConfig
 from orpo_dist.folder import read_json, write_json
 from orpo_dist.runtime import Runtime
@@ -47,12 +48,7 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
             f"on {runtime.world_size} cannot read it; go on with 'orpo-dist launch {engine} "
             f"--num-processes {world}', or start anew with its weights as --model"
         )
-    batch = int(written["global_batch_size"])
-    if config.global_batch_size not in (None, batch):
-        raise UserError(
-            f"{where}: was trained with global_batch_size {batch}, not {config.global_batch_size}"
-        )
-    return config.replace(global_batch_size=batch)
+    return keep_step(int(written["global_batch_size"]), config, runtime.world_size, where)
 
 
 def _kind(engine: str) -> str:

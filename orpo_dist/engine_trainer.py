@@ -84,6 +84,12 @@ class EngineTrainer(Trainer):
         with as_user_error(f"scheduler {self.args.lr_scheduler_type.value}"):
             return super().create_scheduler(*args, **kwargs)
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; but intervals are this run's, not those of the checkpoint's run."""
+        found = super()._init_training_state(*args, **kwargs)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        return found
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer, which would make a step too many on resuming after the last one."""
         if self.state.global_step >= self.state.max_steps:
@@ -107,7 +113,12 @@ class EngineTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             record_topology(Path(output_dir), self.runtime, self.global_batch)
+            self.write_settings(Path(output_dir))
         self.runtime.wait()
+
+    def write_settings(self, folder: Path) -> None:
+        """Leave in a checkpoint what it was trained with, for ``changes.check_changes``."""
+        raise NotImplementedError
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As Trainer, without its pickled arguments (config.yaml says the same, and safely).

@@ -13,7 +13,14 @@ from orpo_dist.config import ORPOConfig, dump_config
 from orpo_dist.types import UserError
 
 # What an attempt that saved no weights leaves behind.
-RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "report.html")
+RECORDS = (
+    "tensorboard",
+    "metrics.jsonl",
+    "bad_steps.jsonl",
+    "run.json",
+    "data_report.json",
+    "report.html",
+)
 STAGE = "stage-"
 MERGING = ".merging"  # where an adapter's merged model is written, until it is whole
 DONE = "stage.json"  # in the folder of a stage that is done
@@ -37,6 +44,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.bad_steps = self.path / "bad_steps.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.run = self.path / "run.json"
         self.data_report = self.path / "data_report.json"
@@ -47,7 +55,7 @@ class RunFolder:
 
         Raises ``UserError`` where a run is already there and the config does not say what to do.
         """
-        checkpoint = self._checkpoint(config.resume_from_checkpoint)
+        checkpoint = self.checkpoint(config.resume_from_checkpoint)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +85,8 @@ class RunFolder:
             return True
         return resume != "auto" and read_json(self.run).get("status") == "running"
 
-    def _checkpoint(self, wanted: str) -> Path | None:
+    def checkpoint(self, wanted: str) -> Path | None:
+        """What ``resume_from_checkpoint`` means here; ``UserError`` where that is not complete."""
         if wanted == "never":
             return None
         if wanted == "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from orpo_dist import runtime
 from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
 from orpo_dist.card import write_card
+from orpo_dist.changes import check_changes
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.console import quieten_libraries
@@ -32,6 +34,8 @@ from orpo_dist.stage import Place, Stage
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
 from orpo_dist.watch import Watch
+
+logger = logging.getLogger("orpo_dist")
 
 
 def train(
@@ -58,6 +62,9 @@ def train(
         if not stage.data_path:
             raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
         refuse_impossible(stage, here.engine)
+    asked = config
+    if changed := here.on_main(lambda: check_changes(asked, here.world_size)):
+        logger.info(changed)
     config = going_on(config.replace(model=locate(config.model)))
     say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
@@ -93,7 +100,7 @@ def _train_in(
     try:
         with StopOnSignal(here) as stop, Watch(folder, here, config.hang_timeout) as watch:
             seen = [watch, *callbacks]
-            handle = _train(config, folder, checkpoint, here, stop, seen, trainer_class)
+            handle = _train(config, asked, folder, checkpoint, here, stop, seen, trainer_class)
     except torch.OutOfMemoryError as error:
         folder.update_run(status="failed", error=str(error))
         raise UserError(
@@ -105,6 +112,7 @@ def _train_in(
         folder.update_run(
             status="interrupted" if stopped else "failed",
             seconds=round(time.time() - started, 1),
+            skipped_steps=len(read_metrics(folder.bad_steps)),
             error=f"{type(error).__name__}: {error}",
         )
         raise
@@ -112,6 +120,7 @@ def _train_in(
     folder.update_run(
         status="completed",
         seconds=round(time.time() - started, 1),
+        skipped_steps=len(read_metrics(folder.bad_steps)),
         metrics=handle.metrics,
         advice=[str(one) for one in advice],
     )
@@ -124,6 +133,7 @@ def _train_in(
 
 def _train(
     run: ORPOConfig,
+    asked: ORPOConfig,
     folder: RunFolder,
     checkpoint: Path | None,
     here: Runtime,
@@ -132,7 +142,7 @@ def _train(
     trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     """Every stage that is not done yet; a run without stages is one."""
-    configs = run.stage_configs()
+    configs, given = run.stage_configs(), asked.stage_configs()
     finished = folder.finished_stages()
     number = _first_stage(run, checkpoint, len(finished))
     if run.stages and checkpoint and stage_of(checkpoint) != number:
@@ -140,7 +150,7 @@ def _train(
     steps = [int(stage["steps"]) for stage in finished[: number - 1]]
     while True:
         place = Place(number, len(configs), sum(steps)) if run.stages else None
-        stage = Stage(run, configs[number - 1], folder, place)
+        stage = Stage(run, configs[number - 1], folder, given[number - 1], place)
         if place:
             here.on_main(partial(folder.begin_stage, number, checkpoint))
         trainer = stage.train(checkpoint, here, stop, callbacks, trainer_class)

@@ -18,9 +18,9 @@ from orpo_dist.adapters import going_on
 from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.answering import mend_generation, stop_at
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
+from orpo_dist.bad_steps import BadSteps, Suspects
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
-from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import (
@@ -38,6 +38,7 @@ from orpo_dist.objective import orpo_loss
 from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
+from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
@@ -46,7 +47,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(BudgetTrainer):
+class ORPOTrainer(SteadyTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -105,14 +106,15 @@ class ORPOTrainer(BudgetTrainer):
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
-        self._before_step: Tensor | None = None  # of the means
+        self._before_step: tuple[Tensor | None, int] = None, 0  # of the means
+        self.bad_steps, self.suspects = BadSteps(), Suspects()
         super().__init__(
             model=policy,
             args=training_args,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[self.bad_steps, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.args.device.type == "cpu":
@@ -214,11 +216,11 @@ class ORPOTrainer(BudgetTrainer):
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
         self.orpo_alpha = self._alpha_of(self.state.global_step)
-        self._before_step = self._train_means.total
+        self._before_step = self._train_means.total, self._train_means.steps
         loss = self.run_micro_batches(model, inputs)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
-        return loss
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of steps that are skipped
 
     def micro_batch_loss(self, model: Any, step: LoadedStep, number: int) -> Tensor:
         """As promised to ``BudgetTrainer``."""
@@ -226,10 +228,12 @@ class ORPOTrainer(BudgetTrainer):
         share, metrics = self.compute_objective(scores, step)
         ids = step.category_ids[number]
         self._train_means.add(self._means(share, metrics, step), scores, ids)
+        self.suspects.add(step.pairs[number], share, scores)
         return share
 
     def forget_step(self) -> None:
-        self._train_means.total = self._before_step
+        self._train_means.total, self._train_means.steps = self._before_step
+        self.suspects.forget()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; first finds the token budget, where that is ``auto``."""
@@ -296,9 +300,17 @@ class ORPOTrainer(BudgetTrainer):
 
         Of a staged run it counts the steps of all stages, so that they make one curve.
         """
+        if "loss" in logs and self.bad_steps.total:
+            logs["skipped_steps"] = self.bad_steps.total
+            if self.bad_steps.in_a_row:
+                logs.pop("grad_norm", None)
+            if not self._train_means.steps:
+                del logs["loss"]
         if "loss" in logs and self._train_means.steps:
             logs.update(self.throughput.pop())
             logs.update(self._train_means.pop(self.accelerator))
+            if self.bad_steps.total:
+                logs["loss"] = logs["loss/orpo"]  # Trainer divides by skipped steps as well
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
         if self.stage is not None:

@@ -127,6 +127,7 @@ class ORPOConfig(BaseModel):
     scheduler: str = setting("optimisation", "cosine", "learning-rate schedule, as transformers names it")
     optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it; adamw_torch: AdamW, in one fused kernel on a GPU")
     max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
+    max_bad_steps: int = setting("optimisation", 5, "steps in a row that may be skipped because their loss or gradient is no finite number; one more ends the run (0: the first one does)", ge=0)
 
     stages: list[dict[str, Any]] | None = setting("optimisation", None, "a list of stages, each a mapping of settings that differ there (data_path, lr, epochs, orpo_alpha, ...); each goes on from the weights of the last")
 

@@ -45,7 +45,9 @@ def test_engines_and_world_sizes(
 
 def test_another_global_batch_would_be_another_run(tmp_path: Path) -> None:
     record_topology(tmp_path, here("single", 1), global_batch=48)
-    with pytest.raises(UserError, match="was trained with global_batch_size 48, not 16"):
+    with pytest.raises(
+        UserError, match="trained with steps of 48 pairs, not with global_batch_size 16"
+    ):
         go_on_from(tmp_path, ORPOConfig(global_batch_size=16), here("single", 1))
 
 

@@ -63,6 +63,7 @@ DOCUMENTED = {
     "scheduler": "cosine",
     "optimizer": "adamw_torch",
     "max_grad_norm": 1.0,
+    "max_bad_steps": 5,
     "stages": None,
     "mixed_precision": None,
     "attention": "auto",
