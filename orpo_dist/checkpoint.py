@@ -6,28 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from orpo_dist.config import ORPOConfig
-from orpo_dist.folder import read_json, write_json
+from orpo_dist.manifest import facts_of
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
-
-TOPOLOGY = "topology.json"
 
 
 class IncompleteWeights(RuntimeError):
     """Weights on disk that are not what the model holds."""
-
-
-def record_topology(checkpoint: Path, runtime: Runtime, global_batch: int) -> None:
-    """Note beside the weights what a later run must know to go on from here."""
-    content = {
-        "engine": runtime.engine.name,
-        "world_size": runtime.world_size,
-        "global_batch_size": global_batch,
-    }
-    write_json(checkpoint / TOPOLOGY, content)
 
 
 def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOConfig:
@@ -35,7 +24,7 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
 
     Raises ``UserError`` where this engine or world size cannot read the checkpoint.
     """
-    written = read_json(checkpoint / TOPOLOGY)
+    written = facts_of(checkpoint)
     if not written:
         return config
     engine, world = str(written["engine"]), int(written["world_size"])
@@ -58,6 +47,21 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
 def _kind(engine: str) -> str:
     """Engines of one kind write the same files: one process and DDP both hold everything."""
     return "replicated" if engine in ("single", "ddp") else engine
+
+
+def without_twins(weights: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Weights without those that loading ties to another again: a head that is the embedding.
+
+    transformers sees that two names are one tensor by its memory, and engines that gather their
+    shards bring a copy for each.
+    """
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    twins = {
+        name
+        for name, source in tied.items()
+        if name in weights and source in weights and torch.equal(weights[name], weights[source])
+    }
+    return {name: tensor for name, tensor in weights.items() if name not in twins}
 
 
 def check_weights(folder: Path, model: Any) -> None:
