@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.checks import WHOLE_RUN
-from orpo_dist.folder import RunFolder, read_json, stage_of
+from orpo_dist.folder import RunFolder, read_json
+from orpo_dist.lineage import stage_of
 from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ FREE = (  # may change, and one line says so
     "mixed_precision", "attention", "max_tokens_per_microbatch", "gradient_checkpointing",
     "lora_dropout", "merge_adapter", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "save_total_limit", "logging_steps", "early_stopping_patience", "early_stopping_threshold",
-    "load_best_model_at_end", "log",
+    "load_best_model_at_end", "log", "hang_timeout",
 )  # fmt: skip
 CUT = ("batch_size", "gradient_accumulation", "global_batch_size")  # the step stays as it is
 FILES = ("data_path", "train_split")  # may be called otherwise if the pairs are the same

@@ -11,27 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from orpo_dist.adapters import complete_adapter, without_card
-from orpo_dist.checkpoint import check_weights, record_topology, without_copies
+from orpo_dist.checkpoint import check_weights, without_twins
 from orpo_dist.engines import reduces_once
-from orpo_dist.runtime import Runtime
+from orpo_dist.saving_trainer import SavingTrainer
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
 
-class EngineTrainer(Trainer):
+class EngineTrainer(SavingTrainer):
     """Asserts the engine, and writes checkpoints and models that are whole.
 
     Subclasses set ``runtime`` and ``global_batch`` (pairs per optimizer step over all ranks)
     before they call ``super().__init__``.
     """
 
-    runtime: Runtime
-    global_batch: int
     reduces_once = True  # gradients of a step, or else with every micro-batch
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -91,8 +88,11 @@ class EngineTrainer(Trainer):
         return found
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer, which would make a step too many on resuming after the last one."""
-        if self.state.global_step >= self.state.max_steps:
+        """As Trainer, which would make a step too many on resuming after the last one.
+
+        That is also the one after which early stopping ended the run.
+        """
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -108,26 +108,16 @@ class EngineTrainer(Trainer):
         if checkpoint is not None:
             set_rates(self.optimizer, self.lr_scheduler, self._rates)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """As Trainer, then wait: trainer_state.json follows, and says that every rank is done."""
-        super()._save_rng_state(output_dir)
-        if self.args.should_save:
-            record_topology(Path(output_dir), self.runtime, self.global_batch)
-            self.write_settings(Path(output_dir))
-        self.runtime.wait()
-
-    def write_settings(self, folder: Path) -> None:
-        """Leave in a checkpoint what it was trained with, for ``changes.check_changes``."""
-        raise NotImplementedError
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As Trainer, without its pickled arguments (config.yaml says the same, and safely).
 
         Raises ``IncompleteWeights`` if what lies on disk is not the whole model.
         """
         model = self.accelerator.unwrap_model(self.model)
+        if state_dict:
+            state_dict = without_twins(state_dict, model)
         with without_card(model):
-            super()._save(output_dir, without_copies(state_dict, model))
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

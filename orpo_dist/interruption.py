@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -91,6 +92,15 @@ class StopOnSignal(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_step_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer ends the epoch wherever it stops; but it is evaluated when it is whole.
+
+        Else a stopped run would have one evaluation more, which counts for patience and the best.
+        """
+        whole = math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9)
+        if self.exit_code is not None and not whole:
+            control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What follows saves the model itself: from here on a signal ends the run at once."""

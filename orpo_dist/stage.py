@@ -11,7 +11,7 @@ from typing import Any
 
 from orpo_dist import runtime
 from orpo_dist.arguments import loggers, resolve
-from orpo_dist.callbacks import AdviceLines, MetricsFile, named_log, tensorboard
+from orpo_dist.callbacks import AdviceLines, MetricsFile, Patience, named_log, tensorboard
 from orpo_dist.changes import check_data
 from orpo_dist.checkpoint import go_on_from
 from orpo_dist.config import ORPOConfig
@@ -87,6 +87,8 @@ class Stage:
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
         trainer.settle_budget()
+        own = self.folder if self.place is None else self.folder.stage(self.place.number)
+        checkpoint = here.on_main(partial(own.go_on, checkpoint))
         logger.info("%s%s", f"{self.place}: " if self.place else "", derived_truth(trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
@@ -234,8 +236,6 @@ def _callbacks(
     data: dict[str, Any],
     place: Place | None,
 ) -> list[Any]:
-    from transformers import EarlyStoppingCallback
-
     lines = MetricsFile(folder.metrics)
     if place is not None:
         lines = MetricsFile(folder.metrics, place.number, place.first_step)
@@ -243,9 +243,7 @@ def _callbacks(
     if "tensorboard" in loggers(config):
         found += tensorboard(folder.tensorboard)
     if config.early_stopping_patience:
-        found.append(
-            EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
-        )
+        found.append(Patience(config.early_stopping_patience, config.early_stopping_threshold))
     return found
 
 

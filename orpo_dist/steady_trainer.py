@@ -14,7 +14,8 @@ from orpo_dist.bad_steps import BadSteps, Suspects, suspects_of_all
 from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.changes import SETTINGS, check_trainer, record
 from orpo_dist.config import ORPOConfig
-from orpo_dist.folder import newest_checkpoint, write_json
+from orpo_dist.folder import write_json
+from orpo_dist.lineage import newest_checkpoint
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")

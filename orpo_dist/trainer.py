@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
@@ -22,7 +23,7 @@ from orpo_dist.bad_steps import BadSteps, Suspects
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.callbacks import ProgressLine
-from orpo_dist.config import ORPOConfig, require_config
+from orpo_dist.config import ORPOConfig, dump_config, require_config
 from orpo_dist.data import (
     PairDataset,
     as_pairs,
@@ -294,6 +295,19 @@ class ORPOTrainer(SteadyTrainer):
         named["loss"] = named["loss/orpo"]
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
         return output
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """As ``EngineTrainer``, with the place in the plan of the data and all settings."""
+        assert self.train_plan is not None
+        self._digest = self._digest or self.train_dataset.digest()
+        place = self.train_plan.place_of(self.state.global_step)
+        return {
+            **super().checkpoint_facts(),
+            "plan": {**place, "data": self._digest},
+            "settings": yaml.safe_load(dump_config(self.config)),
+        }
+
+    _digest = ""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from orpo_dist import ORPOConfig, UserError
-from orpo_dist.checkpoint import IncompleteWeights, check_weights, go_on_from, record_topology
+from orpo_dist.checkpoint import IncompleteWeights, check_weights, go_on_from, without_twins
 from orpo_dist.engines import Engine
+from orpo_dist.manifest import TOPOLOGY, seal
 from orpo_dist.runtime import Runtime
+
+
+def facts(engine: str, world_size: int) -> dict[str, Any]:
+    return {"engine": engine, "world_size": world_size, "global_batch_size": 48}
 
 
 def here(engine: str, world_size: int) -> Runtime:
@@ -35,7 +42,7 @@ def here(engine: str, world_size: int) -> Runtime:
 def test_engines_and_world_sizes(
     wrote: tuple[str, int], reads: tuple[str, int], may: bool, tmp_path: Path
 ) -> None:
-    record_topology(tmp_path, here(*wrote), global_batch=48)
+    seal(tmp_path, {}, facts(*wrote))
     if may:
         assert go_on_from(tmp_path, ORPOConfig(), here(*reads)).global_batch_size == 48
         return
@@ -44,7 +51,7 @@ def test_engines_and_world_sizes(
 
 
 def test_another_global_batch_would_be_another_run(tmp_path: Path) -> None:
-    record_topology(tmp_path, here("single", 1), global_batch=48)
+    (tmp_path / TOPOLOGY).write_text(json.dumps(facts("single", 1)))  # an earlier version's
     with pytest.raises(
         UserError, match="trained with steps of 48 pairs, not with global_batch_size 16"
     ):
@@ -73,3 +80,14 @@ def test_weights_that_are_not_whole(
         return
     with pytest.raises(IncompleteWeights, match=complaint):
         check_weights(tmp_path, tiny_model)
+
+
+def test_a_tied_head_is_kept_once(tiny_model: Any) -> None:
+    """Gathered shards come as a copy for each name."""
+    config = copy.deepcopy(tiny_model.config)
+    config.tie_word_embeddings = True
+    for model, names in ((type(tiny_model)(config), ["lm_head.weight"]), (tiny_model, [])):
+        gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert sorted(gathered.keys() - without_twins(gathered, model).keys()) == names
+        gathered["lm_head.weight"] += 1  # tied no more: nothing is lost
+        assert gathered.keys() == without_twins(gathered, model).keys()

@@ -17,6 +17,7 @@ from orpo_dist.exits import recorded, recorded_codes
 from orpo_dist.launch.preflight import BadNodes, Groups, Report, blame, read_reports
 from orpo_dist.launch.probe import STAGES
 from orpo_dist.launch.slurm import Attempt, GaveUp, Job, begin, cause_of, decide, end, first_errors
+from tests.checkpoints import make_checkpoint
 from tests.conftest import ROOT
 
 CRASH = Attempt(
@@ -113,9 +114,7 @@ class Run:
         return flags
 
     def checkpoint(self, step: int) -> None:
-        folder = self.folder / "run" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        make_checkpoint(self.folder / "run", step)
 
 
 @pytest.fixture
