@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from orpo_dist.config import ORPOConfig
+from orpo_dist.elastic import is_elastic
 from orpo_dist.folder import read_json, write_json
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -30,6 +31,11 @@ def record_topology(checkpoint: Path, runtime: Runtime, global_batch: int) -> No
     write_json(checkpoint / TOPOLOGY, content)
 
 
+def written_on(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint; 0 if it does not say."""
+    return int(read_json(checkpoint / TOPOLOGY).get("world_size", 0))
+
+
 def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOConfig:
     """The config to resume with: its global batch is the checkpoint's, so that data go on in order.
 
@@ -38,15 +44,8 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
     written = read_json(checkpoint / TOPOLOGY)
     if not written:
         return config
-    engine, world = str(written["engine"]), int(written["world_size"])
-    here, where = runtime.engine.name, f"resume_from_checkpoint {checkpoint}"
-    same_world = world == runtime.world_size
-    if _kind(engine) != _kind(here) or (runtime.engine.deepspeed and not same_world):
-        raise UserError(
-            f"{where}: was written by {engine} on {world} process{'es' * (world > 1)}, and {here} "
-            f"on {runtime.world_size} cannot read it; go on with 'orpo-dist launch {engine} "
-            f"--num-processes {world}', or start anew with its weights as --model"
-        )
+    where = f"resume_from_checkpoint {checkpoint}"
+    _check_form(checkpoint, written, runtime, where)
     batch = int(written["global_batch_size"])
     if config.global_batch_size not in (None, batch):
         raise UserError(
@@ -55,9 +54,24 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
     return config.replace(global_batch_size=batch)
 
 
-def _kind(engine: str) -> str:
-    """Engines of one kind write the same files: one process and DDP both hold everything."""
-    return "replicated" if engine in ("single", "ddp") else engine
+def _check_form(checkpoint: Path, written: dict[str, Any], runtime: Runtime, where: str) -> None:
+    """``UserError`` unless this engine can read the files of a checkpoint.
+
+    With state on NVMe they are DeepSpeed's own, for as many processes as wrote them.
+    """
+    engine, world = str(written["engine"]), int(written["world_size"])
+    own, here = runtime.engine.offload == "nvme", runtime.engine.name
+    if is_elastic(checkpoint) != own and (not own or (engine, world) == (here, runtime.world_size)):
+        return
+    reason = f"was written by {engine} on {world} process{'es' * (world > 1)}"
+    if own:
+        reason += f", and {runtime.engine} on {runtime.world_size} reads only its own"
+    else:
+        reason += (
+            ", without what other engines go on from (optimizer/state.json): by an earlier "
+            "version, with save_only_model, or by zero3_nvme"
+        )
+    raise UserError(f"{where}: {reason}; start anew with its weights as --model")
 
 
 def check_weights(folder: Path, model: Any) -> None:
