@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from orpo_dist.config import ORPOConfig
-from orpo_dist.elastic import is_elastic
+from orpo_dist.elastic import is_elastic, require_elastic
 from orpo_dist.folder import read_json, write_json
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -41,11 +41,16 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
 
     Raises ``UserError`` where this engine or world size cannot read the checkpoint.
     """
-    written = read_json(checkpoint / TOPOLOGY)
+    written, where = read_json(checkpoint / TOPOLOGY), f"resume_from_checkpoint {checkpoint}"
+    if runtime.engine.offload != "nvme":
+        require_elastic(checkpoint)
+    elif is_elastic(checkpoint) or not _same_launch(written, runtime):
+        raise UserError(
+            f"{where}: {runtime.engine} on {runtime.world_size} reads only its own; go on with "
+            "another preset, or start anew with its weights as --model"
+        )
     if not written:
         return config
-    where = f"resume_from_checkpoint {checkpoint}"
-    _check_form(checkpoint, written, runtime, where)
     batch = int(written["global_batch_size"])
     if config.global_batch_size not in (None, batch):
         raise UserError(
@@ -54,24 +59,11 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
     return config.replace(global_batch_size=batch)
 
 
-def _check_form(checkpoint: Path, written: dict[str, Any], runtime: Runtime, where: str) -> None:
-    """``UserError`` unless this engine can read the files of a checkpoint.
-
-    With state on NVMe they are DeepSpeed's own, for as many processes as wrote them.
-    """
-    engine, world = str(written["engine"]), int(written["world_size"])
-    own, here = runtime.engine.offload == "nvme", runtime.engine.name
-    if is_elastic(checkpoint) != own and (not own or (engine, world) == (here, runtime.world_size)):
-        return
-    reason = f"was written by {engine} on {world} process{'es' * (world > 1)}"
-    if own:
-        reason += f", and {runtime.engine} on {runtime.world_size} reads only its own"
-    else:
-        reason += (
-            ", without what other engines go on from (optimizer/state.json): by an earlier "
-            "version, with save_only_model, or by zero3_nvme"
-        )
-    raise UserError(f"{where}: {reason}; start anew with its weights as --model")
+def _same_launch(written: dict[str, Any], runtime: Runtime) -> bool:
+    return (written.get("engine"), written.get("world_size")) == (
+        runtime.engine.name,
+        runtime.world_size,
+    )
 
 
 def check_weights(folder: Path, model: Any) -> None:

@@ -36,6 +36,16 @@ def is_elastic(checkpoint: Path) -> bool:
     return (checkpoint / FOLDER / STATE).exists()
 
 
+def require_elastic(checkpoint: Path) -> None:
+    """``UserError`` for a checkpoint that is not in this form."""
+    if not is_elastic(checkpoint):
+        raise UserError(
+            f"resume_from_checkpoint {checkpoint}: lacks {FOLDER}/{STATE}, from which a run goes "
+            "on: it was written by an earlier version, by zero3_nvme, or with save_only_model; "
+            "start anew with its weights as --model"
+        )
+
+
 def save(checkpoint: Path, held: Holding, schedule: Any, scale: Any, here: Runtime) -> None:
     """Write what this rank holds; all ranks together.
 
@@ -104,6 +114,7 @@ def load(checkpoint: Path, held: Holding, schedule: Any, here: Runtime) -> Any:
 
     All ranks together. Raises ``UserError`` if it is of another model, or cannot be cut anew.
     """
+    require_elastic(checkpoint)
     load_weights(checkpoint, held)
     folder = checkpoint / FOLDER
     content = read_json(folder / STATE)

@@ -43,7 +43,7 @@ class Moves:
         (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.settings = {
             "model": str(model), "data_path": str(folder / "pairs.jsonl"), "batch_size": 2,
-            "global_batch_size": 8, "max_steps": STEPS, "lr": 1e-2, "save_strategy": "steps",
+            "global_batch_size": 8, "max_steps": STEPS, "lr": 2e-3, "save_strategy": "steps",
             "save_steps": CUT, "logging_steps": 1, "log": "none", **settings,
         }  # fmt: skip
 
