@@ -100,16 +100,23 @@ def holding(engine: Any, model: Any, optimizer: Any) -> Holding:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     name = running_engine(engine)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {_plain(name): p for name, p in model.named_parameters() if p.requires_grad}
     if name == "zero3":
         return _zero3(optimizer, trained)
     if name.startswith("zero"):
         return _zero12(optimizer, trained)
     shards = [
-        Shard(name, _first_number(p), _local(p.detach()).view(-1)) for name, p in trained.items()
+        Shard(name, _first_number(p), _local(p.detach()).view(-1))
+        for name, p in trained.items()
+        if _local(p).numel() > 0  # fewer rows than ranks
     ]
     sizes = {name: p.numel() for name, p in trained.items()}
     return Holding(optimizer, shards, dict(trained), sizes, replicated=name in ("single", "ddp"))
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without the wrappers of torch.compile and activation checkpointing."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def _zero12(zero: Any, trained: Mapping[str, Any]) -> Holding:

@@ -160,6 +160,27 @@ def test_an_adapter_goes_on_anywhere(moves: Callable[..., Moves]) -> None:
     check(moves(peft=True), [("zero3", 3)], ("zero2", 2))
 
 
+@pytest.mark.parametrize(
+    "preset", ["zero3", *(pytest.param(p, marks=pytest.mark.slow) for p in ("zero2", "fsdp2"))]
+)
+def test_the_best_model_comes_back_from_any_engine(
+    preset: str, moves: Callable[..., Moves]
+) -> None:
+    """A rate so high that the model gets worse; the best one was saved by one process."""
+    held_out = {"valid_data_path": str(DEMO / "eval.jsonl"), "eval_strategy": "steps"}
+    always = {"save_steps": 1, "eval_steps": 1, "save_total_limit": None}
+    runs = moves(lr=3.0, load_best_model_at_end=True, **always, **held_out)
+    started = runs.whole(SINGLE)
+    last = json.loads((started / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    best = last["best_global_step"]
+    assert best < CUT
+    folder = started.with_name(f"best-{preset}")
+    source = str(started / f"checkpoint-{CUT}")
+    runs.launch((preset, 2), [{"project_name": str(folder), "resume_from_checkpoint": source}])
+    mine, theirs = weights(folder), weights(started / f"checkpoint-{best}")
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "adapter"])
 @pytest.mark.parametrize("here", ALL, ids=name_of)
