@@ -182,6 +182,7 @@ def test_the_best_model_comes_back_from_any_engine(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the first one makes all the runs that others go on from
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "adapter"])
 @pytest.mark.parametrize("here", ALL, ids=name_of)
 def test_every_move(here: Place, peft: bool, moves: Callable[..., Moves]) -> None:
