@@ -1,6 +1,6 @@
 """Seconds and bytes of a checkpoint's optimizer state: the one form, beside each engine's own.
 
-    python benchmarks/checkpoints.py --data pairs.jsonl --json out.json
+    python benchmarks/checkpoints.py --tokenizer FOLDER --data pairs.jsonl --json out.json
 
 Two processes (one for ``single``), a random Llama of 30M parameters in fp32, full training with
 AdamW. Bytes and seconds leave out the model in Hugging Face's form, which both write first.
@@ -25,7 +25,7 @@ from orpo_dist.launch import presets
 from orpo_dist.launch.command import Topology, plan_launch
 
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
-TIMES = 5
+TIMES = 3
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def work(model: str, data: str, folder: Path, out: Path) -> None:
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()[:8]]
     config = ORPOConfig(
         project_name=str(folder), max_steps=1, batch_size=1, global_batch_size=2, log="none",
-        save_strategy="no", max_seq_length=64,
+        save_strategy="no",
     )  # fmt: skip
     trainer = ORPOTrainer(model, config, rows)
     trainer.train()
