@@ -8,7 +8,6 @@ imports no torch.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,7 +164,7 @@ def compare(checkpoint: Path, config: ORPOConfig, world_size: int) -> tuple[list
     shown = {name: f"{name} {_show(*values)}" for name, values in changed.items()}
     free = [text for name, text in shown.items() if name not in CUT and _may(name, best)]
     pairs = int(written["pairs_per_step"])
-    kept = keep_step(pairs, config, world_size, f"resume_from_checkpoint {checkpoint}")
+    kept = keep_step(pairs, config, f"resume_from_checkpoint {checkpoint}")
     cuts = [shown[name] for name in CUT if name in shown]
     if kept.batch_size != config.batch_size:
         cuts.append(f"batch_size {kept.batch_size} instead of {config.batch_size}")
@@ -209,24 +208,17 @@ def keeps_score(config: ORPOConfig) -> bool:
     return config.keeps_best or config.early_stopping_patience is not None
 
 
-def keep_step(pairs: int, config: ORPOConfig, world_size: int, where: str) -> ORPOConfig:
-    """The config with optimizer steps of ``pairs`` pairs on so many processes, as before.
+def keep_step(pairs: int, config: ORPOConfig, where: str) -> ORPOConfig:
+    """The config with optimizer steps of ``pairs`` pairs, as before, on any number of processes.
 
-    A ``batch_size`` that does not divide a process's share, which is only a matter of how it is
-    cut, is made smaller. Raises ``UserError`` where another step was asked for, or cannot be made.
+    Raises ``UserError`` where another step was asked for.
     """
     if config.global_batch_size not in (None, pairs):
         raise UserError(
             f"{where}: was trained with steps of {pairs} pairs, not with global_batch_size "
             f"{config.global_batch_size}; leave it out"
         )
-    if pairs % world_size:
-        raise UserError(
-            f"{where}: was trained with steps of {pairs} pairs, which {world_size} processes "
-            "cannot share evenly; start another number of them"
-        )
-    cut = math.gcd(config.batch_size, pairs // world_size)
-    return config.replace(global_batch_size=pairs, batch_size=cut)
+    return config.replace(global_batch_size=pairs)
 
 
 def check_data(

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from orpo_dist.changes import keep_step
 from orpo_dist.config import ORPOConfig
+from orpo_dist.elastic import is_elastic, require_elastic
 from orpo_dist.manifest import facts_of
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
@@ -20,29 +21,34 @@ class IncompleteWeights(RuntimeError):
     """Weights on disk that are not what the model holds."""
 
 
+def written_on(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint; 0 if it does not say."""
+    return int(facts_of(checkpoint).get("world_size", 0))
+
+
 def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOConfig:
     """The config to resume with: its global batch is the checkpoint's, so that data go on in order.
 
     Raises ``UserError`` where this engine or world size cannot read the checkpoint.
     """
-    written = facts_of(checkpoint)
+    written, where = facts_of(checkpoint), f"resume_from_checkpoint {checkpoint}"
+    if runtime.engine.offload != "nvme":
+        require_elastic(checkpoint)
+    elif is_elastic(checkpoint) or not _same_launch(written, runtime):
+        raise UserError(
+            f"{where}: {runtime.engine} on {runtime.world_size} reads only its own; go on with "
+            "another preset, or start anew with its weights as --model"
+        )
     if not written:
         return config
-    engine, world = str(written["engine"]), int(written["world_size"])
-    here, where = runtime.engine.name, f"resume_from_checkpoint {checkpoint}"
-    same_world = world == runtime.world_size
-    if _kind(engine) != _kind(here) or (runtime.engine.deepspeed and not same_world):
-        raise UserError(
-            f"{where}: was written by {engine} on {world} process{'es' * (world > 1)}, and {here} "
-            f"on {runtime.world_size} cannot read it; go on with 'orpo-dist launch {engine} "
-            f"--num-processes {world}', or start anew with its weights as --model"
-        )
-    return keep_step(int(written["global_batch_size"]), config, runtime.world_size, where)
+    return keep_step(int(written["global_batch_size"]), config, where)
 
 
-def _kind(engine: str) -> str:
-    """Engines of one kind write the same files: one process and DDP both hold everything."""
-    return "replicated" if engine in ("single", "ddp") else engine
+def _same_launch(written: dict[str, Any], runtime: Runtime) -> bool:
+    return (written.get("engine"), written.get("world_size")) == (
+        runtime.engine.name,
+        runtime.world_size,
+    )
 
 
 def without_twins(weights: dict[str, Any], model: Any) -> dict[str, Any]:

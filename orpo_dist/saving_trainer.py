@@ -126,14 +126,19 @@ class SavingTrainer(Trainer):
             "resumable": not self.args.save_only_model,
         }
 
-    def _load_best_model(self) -> None:
-        """As Trainer; ``UserError`` where its checkpoint is not whole any more."""
+    def _whole_best(self) -> Path:
+        """The checkpoint of the best model; ``UserError`` where it is not whole any more."""
         best = Path(self.state.best_model_checkpoint)
         if reason := self.runtime.on_main(lambda: damage(best)):
             raise UserError(
                 f"{best}: the best model cannot be restored, as {reason}; go on from the last "
                 "checkpoint without load_best_model_at_end to keep the last model"
             )
+        return best
+
+    def _load_best_model(self) -> None:
+        """As Trainer, once it is known to be whole."""
+        self._whole_best()
         super()._load_best_model()
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -163,7 +163,7 @@ class ORPOTrainer(SteadyTrainer):
             )
         plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
         if self.train_plan is None:  # nothing has told what fits
-            plain["gradient_accumulation"] = 1
+            plain |= {"gradient_accumulation": 1, "global_batch_size": None}
         plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)

@@ -127,10 +127,8 @@ def test_another_batch_size_is_another_cut_of_the_same_steps(
 
 def test_a_step_that_cannot_be_made_names_what_was_set() -> None:
     with pytest.raises(UserError, match=r"steps of 16 pairs, not with global_batch_size 8"):
-        keep_step(16, ORPOConfig(global_batch_size=8), 1, "here")
-    with pytest.raises(UserError, match=r"steps of 16 pairs, which 3 processes cannot share"):
-        keep_step(16, ORPOConfig(), 3, "here")
-    assert keep_step(16, ORPOConfig(batch_size=4), 8, "here").batch_size == 2
+        keep_step(16, ORPOConfig(global_batch_size=8), "here")
+    assert keep_step(16, ORPOConfig(batch_size=4), "here").global_batch_size == 16
 
 
 def edit(path: Path) -> None:
