@@ -6,7 +6,6 @@ thread of the rank looks after its parent (elsewhere).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -45,6 +44,8 @@ def _killed_by_kernel() -> bool:
     """Whether the kernel will send SIGKILL when the parent ends."""
     if sys.platform != "linux":
         return False
+    import ctypes  # here, as only ranks pay for it
+
     return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
 
 

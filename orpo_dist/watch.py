@@ -43,7 +43,9 @@ class Watch(TrainerCallback):
         self.runtime = runtime
         self.period = min(LONGEST_PERIOD, timeout / LOOKS)
         self.beats = Heartbeats(folder.path / FOLDER, runtime.rank, runtime.world_size)
-        self._doing, self._since, self._step = UNTIMED, time.monotonic(), 0
+        self._step = 0
+        self._doing = (UNTIMED, time.monotonic())  # since when; one value, as two threads use it
+        self._excused = 0.0  # until when nothing counts: another rank saved, this one was stopped
         self._longest: dict[str, float] = {}
         self._first = True
         self._done = threading.Event()
@@ -72,11 +74,14 @@ class Watch(TrainerCallback):
     # --- what training does now
 
     def _now(self, doing: str) -> None:
-        now = time.monotonic()
-        if self._doing != UNTIMED:
-            before = self._longest.get(self._doing, 0.0)
-            self._longest[self._doing] = max(before, now - self._since)
-        self._doing, self._since = doing, now
+        before, now = self._doing[0], time.monotonic()
+        if before != UNTIMED:
+            self._longest[before] = max(self._longest.get(before, 0.0), self._waited())
+        self._doing = (doing, now)
+
+    def _waited(self) -> float:
+        """Seconds that training has done what it does now, without those that are excused."""
+        return time.monotonic() - max(self._doing[1], self._excused)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first = True
@@ -111,40 +116,44 @@ class Watch(TrainerCallback):
     def _watch(self) -> None:
         last = time.monotonic()
         while True:
-            self.beats.beat(self._step, self._doing)
+            self.beats.beat(self._step, self._doing[0])
             if self._done.wait(self.period):
                 return
             now = time.monotonic()
             if now - last > max(3 * self.period, self.timeout / 2):  # stopped itself: Ctrl-Z, say
                 self.beats.forget()
-                self._since = now
+                self._excused = now
             last = now
             if sentence := self.beats.verdict() or self._judge():
                 self._end(sentence)
 
     def _judge(self) -> str | None:
         """What hangs, in one sentence; None where nothing does."""
-        doing, for_seconds = self._doing, time.monotonic() - self._since
-        late = doing != UNTIMED and for_seconds > self._limit(doing)
-        others = [r for r in range(self.runtime.world_size) if r != self.runtime.rank]
-        suspicious = doing != UNTIMED and for_seconds > self.timeout / 2
-        self.beats.look_at(others if suspicious else self._next())
+        doing, since = self._doing
+        waited = time.monotonic() - max(since, self._excused)
+        late = doing != UNTIMED and waited > self._limit(doing)
+        suspicious = doing != UNTIMED and waited > self.timeout / 2
+        self.beats.look_at(self._others() if suspicious else self._others()[:1])
         if quiet := self.beats.quiet(self.timeout / 4 if late else self.timeout):
             return f"{_named(quiet)}: no sign of life for {_seconds(quiet)} s"
-        if not late or self.beats.excused:
+        if suspicious and self.beats.excused:
+            self._excused = time.monotonic()
+            return None
+        if not late:
             return None
         if doing == STEP and (behind := self.beats.behind(self._step)):
-            return f"{_named(behind)}: has not begun step {self._step} for {for_seconds:.0f} s"
+            return f"{_named(behind)}: has not begun step {self._step} for {waited:.0f} s"
         what = f"step {self._step}" if doing == STEP else f"{doing} after step {self._step}"
         alone = "" if self.runtime.world_size == 1 else ", and no rank is behind the others"
-        return f"{what} has not ended for {for_seconds:.0f} s{alone}"
+        return f"{what} has not ended for {waited:.0f} s{alone}"
 
     def _limit(self, doing: str) -> float:
         return max(self.timeout, SLOWER * self._longest.get(doing, 0.0))
 
-    def _next(self) -> list[int]:
-        world = self.runtime.world_size
-        return [(self.runtime.rank + 1) % world] if world > 1 else []
+    def _others(self) -> list[int]:
+        """All other ranks, beginning with the next one: everyone has one who looks at it."""
+        rank, world = self.runtime.rank, self.runtime.world_size
+        return [(rank + away) % world for away in range(1, world)]
 
     def _end(self, sentence: str) -> None:
         """Leave stacks; wait until all ranks had time to leave theirs; end this process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -44,18 +45,26 @@ def all_gone(pids: list[int], seconds: float) -> bool:
     return not alive(pids)
 
 
-def begun(preset: str, model: Path, folder: Path, *flags: str) -> tuple[Process, list[int]]:
+def begun(launch: list[str], model: Path, folder: Path, *flags: str) -> tuple[Process, list[int]]:
     """A training in its steps, and the process ids of all that belongs to it."""
-    process = start(launched(preset) + training(model, folder, *LONG, *flags))
+    process = start(launch + training(model, folder, *LONG, *flags))
     wait_for_step(folder, 1, process)
     return process, members(process)
 
 
-@pytest.mark.parametrize("preset", ["single", "ddp"])
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    "-m", "--", "orpo_dist",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "launch", [launched("single"), launched("ddp"), TORCHRUN], ids=["single", "ddp", "torchrun"]
+)
 def test_a_killed_launcher_takes_its_ranks_with_it(
-    preset: str, tiny_model_dir: Path, tmp_path: Path
+    launch: list[str], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    process, everyone = begun(preset, tiny_model_dir, tmp_path)
+    process, everyone = begun(launch, tiny_model_dir, tmp_path)
     assert len(everyone) > 1
     os.kill(process.pid, signal.SIGKILL)
     gone = all_gone(everyone, 5)
@@ -68,7 +77,7 @@ def test_a_killed_launcher_takes_its_ranks_with_it(
 def test_a_second_signal_ends_all_though_a_rank_hangs(
     number: int, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    process, everyone = begun("ddp", tiny_model_dir, tmp_path)
+    process, everyone = begun(launched("ddp"), tiny_model_dir, tmp_path)
     os.kill(rank_process(process, 1), signal.SIGSTOP)
     time.sleep(1)  # the other one waits for it
     os.kill(process.pid, number)
@@ -84,7 +93,7 @@ def test_a_second_signal_ends_all_though_a_rank_hangs(
 
 
 def test_the_first_signal_saves(tiny_model_dir: Path, tmp_path: Path) -> None:
-    process, everyone = begun("ddp", tiny_model_dir, tmp_path, "--save-strategy", "epoch")
+    process, everyone = begun(launched("ddp"), tiny_model_dir, tmp_path, "--save-strategy", "epoch")
     os.kill(process.pid, signal.SIGTERM)
     code, _, errors = finish(process, 60)
     assert code == 130, errors

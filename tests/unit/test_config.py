@@ -87,6 +87,7 @@ DOCUMENTED = {
     "early_stopping_threshold": 0.0,
     "metric_for_best_model": None,
     "load_best_model_at_end": None,
+    "hang_timeout": 540,
     "log": "tensorboard",
     "trainer_args": {},
 }

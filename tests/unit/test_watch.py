@@ -119,6 +119,52 @@ def test_a_process_that_is_not_a_commands_own_is_left_alone(tmp_path: Path) -> N
 # --- several ranks
 
 
+def of_two(folder: Path) -> Alone:
+    """Rank 0 of two, in step 3, which looks only when it is told to."""
+    watch = Alone(RunFolder(folder), Runtime(world_size=2), TIMEOUT)
+    watch.beats.folder.mkdir()
+    watch._first = False
+    watch.say("on_step_begin", 2)
+    return watch
+
+
+def judged_for(watch: Alone, seconds: float, **beat: Any) -> list[str]:
+    """What rank 0 finds meanwhile, where rank 1 shows signs of life."""
+    found = []
+    deadline, number = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        number += 1
+        one = Beat(1, number, **{"step": 3, "doing": STEP, **beat})
+        (watch.beats.folder / "rank-1").write_text(json.dumps(asdict(one)))
+        found.append(watch._judge())
+        time.sleep(TIMEOUT / 20)
+    return [sentence for sentence in found if sentence]
+
+
+def test_a_wait_for_another_rank_that_saves_does_not_count(tmp_path: Path) -> None:
+    """Nor once that one has come after it, and computes its part of the step."""
+    watch = of_two(tmp_path)
+    assert judged_for(watch, 3 * TIMEOUT, step=2, doing=UNTIMED) == []
+    assert judged_for(watch, TIMEOUT / 4) == []
+    watch.say("on_step_end", 3)
+    assert watch._longest[STEP] < TIMEOUT
+    watch.say("on_step_begin", 3)
+    assert "step 4 has not ended" in judged_for(watch, 4 * TIMEOUT, step=4)[0]
+
+
+def test_the_rank_that_is_behind_is_named(tmp_path: Path) -> None:
+    found = judged_for(of_two(tmp_path), 2 * TIMEOUT, step=2, doing="the wait for data")
+    assert found[0].startswith("rank 1: has not begun step 3 for ")
+
+
+def test_a_rank_without_any_sign_is_named(tmp_path: Path) -> None:
+    watch, found = of_two(tmp_path), None
+    while found is None:
+        time.sleep(TIMEOUT / 20)
+        found = watch._judge()
+    assert found.startswith("rank 1: no sign of life")
+
+
 class Ranks:
     """Rank 0's look at three others, whose beats are written here."""
 
