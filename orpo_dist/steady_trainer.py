@@ -92,9 +92,9 @@ class SteadyTrainer(BudgetTrainer):
             if self.accelerator.scaler is None:
                 self.accelerator.gradient_state._set_sync_gradients(False)
             return
-        # DeepSpeed has skipped the step, for which reason nobody moves the schedule.
+        # DeepSpeed has skipped the step, for which reason Trainer will not move the schedule.
         engine = self.accelerator.deepspeed_engine_wrapped.engine
-        (engine.lr_scheduler or self.lr_scheduler).step()
+        self.bad_steps.owed = (engine.lr_scheduler or self.lr_scheduler).step
 
     def _loss_scale(self) -> float:
         if self.is_deepspeed_enabled:
