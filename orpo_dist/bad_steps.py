@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class BadSteps(MetricsFile):
     def __init__(self) -> None:
         super().__init__(Path())
         self.in_a_row = self.total = 0
+        self.owed: Callable[[], Any] | None = None  # to be called once the step is over
 
     def keep_in(self, path: Path, stage: int | None, first_step: int) -> None:
         """Write to a file. stage: as in ``MetricsFile``."""
@@ -119,8 +120,11 @@ class BadSteps(MetricsFile):
         """Nothing: it writes when there is something to tell."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.in_a_row:
-            control.should_save = False
+        if self.owed is not None:
+            self.owed()
+            self.owed = None
+        self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control)
+        if self.in_a_row:
+            control.should_save = False

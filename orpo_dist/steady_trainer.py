@@ -93,9 +93,9 @@ class SteadyTrainer(BudgetTrainer):
             if self.accelerator.scaler is None:
                 self.accelerator.gradient_state._set_sync_gradients(False)
             return
-        schedule = self.accelerator.deepspeed_engine_wrapped.engine.lr_scheduler
-        if schedule is not None:
-            schedule.step()
+        # DeepSpeed has skipped the step, for which reason Trainer will not move the schedule.
+        engine = self.accelerator.deepspeed_engine_wrapped.engine
+        self.bad_steps.owed = (engine.lr_scheduler or self.lr_scheduler).step
 
     def _loss_scale(self) -> float:
         if self.is_deepspeed_enabled:
@@ -108,8 +108,7 @@ class SteadyTrainer(BudgetTrainer):
         last = step + self.bad_steps.first_step
         steps = f"step {last}" if first == last else f"steps {first} to {last}"
         checkpoint = newest_checkpoint(Path(self.args.output_dir))
-        kept = f"the last checkpoint, {checkpoint}, is from before" if checkpoint else "nothing"
-        kept = kept if checkpoint else "there is no checkpoint yet"
+        kept = f"{checkpoint} is from before" if checkpoint else "there is no checkpoint yet"
         return (
             f"{steps}: no finite loss or gradient, and max_bad_steps is "
             f"{self.config.max_bad_steps}; look at the rows that were named, try a lower lr or a "

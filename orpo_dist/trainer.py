@@ -309,24 +309,30 @@ class ORPOTrainer(SteadyTrainer):
 
     _digest = ""
 
+    def _means_since_last_line(self, logs: dict[str, float]) -> dict[str, float]:
+        """Of the steps that were not skipped; without any, ``logs`` loses its loss."""
+        found = self.throughput.pop()
+        if self._train_means.steps:
+            found |= self._train_means.pop(self.accelerator)
+        if self.bad_steps.total:
+            found["skipped_steps"] = self.bad_steps.total
+            if "loss/orpo" in found:
+                found["loss"] = found["loss/orpo"]  # Trainer divides by skipped steps as well
+            else:
+                del logs["loss"]
+            if self.bad_steps.in_a_row:
+                logs.pop("grad_norm", None)
+        return found
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha.
 
         Of a staged run it counts the steps of all stages, so that they make one curve.
         """
-        if "loss" in logs and self.bad_steps.total:
-            logs["skipped_steps"] = self.bad_steps.total
-            if self.bad_steps.in_a_row:
-                logs.pop("grad_norm", None)
-            if not self._train_means.steps:
-                del logs["loss"]
-        if "loss" in logs and self._train_means.steps:
-            logs.update(self.throughput.pop())
-            logs.update(self._train_means.pop(self.accelerator))
-            if self.bad_steps.total:
-                logs["loss"] = logs["loss/orpo"]  # Trainer divides by skipped steps as well
+        if "loss" in logs and (self._train_means.steps or self.bad_steps.total):
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
+            logs.update(self._means_since_last_line(logs))
         if self.stage is not None:
             logs["stage"] = self.stage
         before = self.state.global_step, self.state.max_steps

@@ -50,11 +50,13 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(
 ) -> None:
     train(settings(tiny_model_dir, tmp_path / "a", peft=True, lora_r=4))
     foreign = str(tmp_path / "a" / "checkpoint-4")
-    for changes in ({"peft": True, "lora_r": 8}, {}):
-        config = settings(tiny_model_dir, tmp_path / "b", **changes)
-        with pytest.raises(UserError, match="does not fit here") as caught:
-            train(config.replace(resume_from_checkpoint=foreign, overwrite=True))
-        assert "\n" not in str(caught.value)
+    for says in ("cannot change: ", "does not fit here"):
+        for changes in ({"peft": True, "lora_r": 8}, {}):
+            config = settings(tiny_model_dir, tmp_path / "b", **changes)
+            with pytest.raises(UserError, match=says) as caught:
+                train(config.replace(resume_from_checkpoint=foreign, overwrite=True))
+            assert "\n" not in str(caught.value)
+        (Path(foreign) / "settings.json").unlink(missing_ok=True)
 
 
 def test_the_saved_config_does_not_replay_an_overwrite(
