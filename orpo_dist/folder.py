@@ -210,7 +210,7 @@ class RunFolder:
         """Delete what was saved of a checkpoint that never became one."""
         if self.writes:
             for scratch in (self.path / SAVING, *self.path.glob(f"{STAGE}*/{SAVING}")):
-                shutil.rmtree(scratch, ignore_errors=True)
+                finish_saving(scratch)
 
 
 def is_own_card(path: Path) -> bool:

@@ -63,7 +63,8 @@ def prune(folder: Path, limit: int | None, best: str | None) -> None:
     found = checkpoints(folder)
     if not limit or limit < 1:
         return
-    kept = {found[-1], *(path for path in found if best and path.samefile(best))}
+    there = best is not None and Path(best).exists()  # it may lie in another run
+    kept = {found[-1], *(path for path in found if there and path.samefile(str(best)))}
     spare = [path for path in found if path not in kept]
     for path in spare[: max(0, len(found) - max(limit, len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)

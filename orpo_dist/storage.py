@@ -14,7 +14,9 @@ from typing import Any
 WORDS = {
     os.strerror(number): os.strerror(number)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-} | {"PytorchStreamWriter failed": "a file could not be written to its end"}
+} | dict.fromkeys(
+    ("PytorchStreamWriter failed", "unexpected pos"), "a file could not be written to its end"
+)  # torch.save's
 # What may as well come from reading; it counts where the run itself writes.
 OURS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTCONN)
 

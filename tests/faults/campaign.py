@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.faults.harm import HARMS, damage_something
 from tests.kinds import make_kind
 
-STEPS, SAVES = 24, 3
+STEPS, SAVES = 12, 2
 PLAIN = ["--peft", "--lora-dropout", "0.1", "--save-total-limit", "3"]  # random numbers count
 BEST = [
     "--valid-data-path", "examples/demo/eval.jsonl", "--eval-strategy", "steps", "--eval-steps",
@@ -34,7 +34,7 @@ BEST = [
 KINDS = {"adapter": PLAIN, "best model": BEST}
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 FAULTS = (*SIGNALS, *HARMS, "full disk", "moved")
-LONGEST = 300.0  # s of one attempt
+LONGEST = 1800.0  # s of one attempt; a hung one is killed
 TOLD = "the best model so far cannot be restored"  # so another one is the best: said, not silent
 VERDICTS = ("survived", "refused", "lost", "wrong")
 
@@ -199,15 +199,22 @@ def in_a_process(
     number, after: a signal it gets after so many seconds. room: bytes that a file may have there.
     """
     with tempfile.TemporaryFile() as output:
+        # A signal may not come before the fork is the command: it would be the campaign's then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS.values())
         pid = os.fork()
         if pid == 0:
             _be_the_command(words, output.fileno(), room)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
+        timers = [threading.Timer(LONGEST, _signal, (pid, signal.SIGKILL))]
         if number is not None:
-            threading.Timer(after, _signal, (pid, number)).start()
-        deadline = threading.Timer(LONGEST, _signal, (pid, signal.SIGKILL))
-        deadline.start()
+            timers.append(threading.Timer(after, _signal, (pid, number)))
+        for timer in timers:
+            timer.start()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        for timer in timers:  # before the number of the process can be another's
+            timer.cancel()
+            timer.join()
         _, status = os.waitpid(pid, 0)
-        deadline.cancel()
         output.seek(0)
         said = output.read().decode(errors="replace")
     return Attempt(os.waitstatus_to_exitcode(status), said)
@@ -227,6 +234,7 @@ def _be_the_command(words: list[str], output: int, room: int | None) -> None:
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
         if room is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         from orpo_dist.cli import main
@@ -240,8 +248,9 @@ def _be_the_command(words: list[str], output: int, room: int | None) -> None:
 
         traceback.print_exception(error)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(BaseException):  # a late signal
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -25,11 +25,15 @@ from tests.faults.test_resume import curve
 from tests.unit.test_manifest import flip
 from tests.unit.test_run import settings
 
-# Evaluations that soon get worse: a rate far too high, and a small held-out set.
+# The second evaluation is worse than the first, the third a little better than both.
 WORSE: dict[str, Any] = {
-    "max_steps": 12, "lr": 0.5, "scheduler": "constant", "warmup_ratio": 0,
+    "max_steps": 12, "lr": 0.05, "scheduler": "constant", "warmup_ratio": 0, "save_total_limit": 1,
     "eval_strategy": "steps", "eval_steps": 2, "valid_data_path": str(DEMO / "eval.jsonl"),
 }  # fmt: skip
+PATIENCE: dict[str, Any] = {
+    **WORSE, "early_stopping_patience": 2, "early_stopping_threshold": 0.5,
+}  # fmt: skip
+BEST: dict[str, Any] = {**WORSE, "max_steps": 5, "load_best_model_at_end": True}
 
 
 class Stop(TrainerCallback):
@@ -53,74 +57,81 @@ def evaluations(folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["eval/loss"] for entry in log if "eval/loss" in entry}
 
 
+def steps_of(folder: Path) -> list[int]:
+    return [entry["step"] for entry in read_metrics(folder / "metrics.jsonl")]
+
+
 @pytest.fixture(scope="module")
 def patient(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that early stopping ended, uninterrupted."""
     folder = tmp_path_factory.mktemp("patient") / "whole"
-    train(settings(tiny_model_dir, folder, **WORSE, early_stopping_patience=2, save_total_limit=1))
-    assert max(evaluations(folder)) < WORSE["max_steps"], "it did not stop"
+    train(settings(tiny_model_dir, folder, **PATIENCE))
+    assert list(evaluations(folder)) == [2, 4, 6]  # it did stop
     return folder
 
 
-@pytest.mark.parametrize("steps", [(5,), (2, 4)])
-def test_stopped_and_resumed_patience_and_the_best_model_are_the_uninterrupted_run_s(
+@pytest.mark.parametrize("steps", [(3,), (2, 4)])
+def test_patience_is_that_of_the_uninterrupted_run(
     steps: tuple[int, ...], patient: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """With a limit of one checkpoint, which a stop once deleted beside the best."""
-    config = settings(
-        tiny_model_dir, tmp_path / "cut", **WORSE, early_stopping_patience=2, save_total_limit=1,
-        resume_from_checkpoint="auto",
-    )  # fmt: skip
+    """With a limit of one checkpoint: a stop once deleted its own, as it was not the best."""
+    config = settings(tiny_model_dir, tmp_path, **PATIENCE, resume_from_checkpoint="auto")
     for step in steps:
-        if step < max(evaluations(patient)):
-            with pytest.raises(Interrupted, match=f"stopped at step {step} "):
-                train(config, callbacks=[Stop(step)])
-            newest = newest_checkpoint(tmp_path / "cut")
-            assert newest is not None and newest.name == f"checkpoint-{step}"
+        with pytest.raises(Interrupted, match=f"stopped at step {step} "):
+            train(config, callbacks=[Stop(step)])
+        newest = newest_checkpoint(tmp_path)
+        assert newest is not None and newest.name == f"checkpoint-{step}"
     train(config)
-    assert evaluations(tmp_path / "cut") == pytest.approx(evaluations(patient), abs=1e-6)
-    assert same_weights(tmp_path / "cut", patient)
+    assert evaluations(tmp_path) == pytest.approx(evaluations(patient), abs=1e-6)
+    assert same_weights(tmp_path, patient)
 
 
 def test_killed_after_patience_was_lost_it_makes_no_more_steps(
     patient: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    cut = tmp_path / "moved"  # and moved: the best model is found where the run lies now
-    shutil.copytree(patient, cut)
-    (cut / "model.safetensors").unlink()
-    shutil.move(patient, hidden := patient.with_name("away"))
-    try:
-        config = settings(
-            tiny_model_dir, cut, **WORSE, early_stopping_patience=2, save_total_limit=1
-        )
-        train(config.replace(resume_from_checkpoint="auto"))
-    finally:
-        shutil.move(hidden, patient)
-    assert evaluations(cut) == evaluations(patient)
-    assert same_weights(cut, patient)
-
-
-def test_a_best_model_that_is_gone_is_looked_for_anew_and_said(
-    patient: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
     cut = tmp_path / "cut"
     shutil.copytree(patient, cut)
     (cut / "model.safetensors").unlink()
-    oldest, newest = checkpoints(cut)
-    shutil.rmtree(oldest)
-    shutil.move(patient, hidden := patient.with_name("away"))
+    train(settings(tiny_model_dir, cut, **PATIENCE, resume_from_checkpoint="auto"))
+    assert steps_of(cut) == steps_of(patient)
+    assert same_weights(cut, patient)
+
+
+@pytest.fixture(scope="module")
+def best(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose best model is not its last."""
+    folder = tmp_path_factory.mktemp("best") / "whole"
+    train(settings(tiny_model_dir, folder, **BEST))
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-5"]
+    assert same_weights(folder, folder / "checkpoint-2")
+    return folder
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_best_model_of_a_run_that_was_moved(
+    gone: bool, best: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(best, moved)
+    (moved / "model.safetensors").unlink()
+    if gone:
+        shutil.rmtree(moved / "checkpoint-2")
+    hidden = best.rename(best.with_name("away"))
     try:
-        config = settings(tiny_model_dir, cut, **WORSE, early_stopping_patience=9)
         with caplog.at_level(logging.WARNING, "orpo_dist"):
-            handle = train(config.replace(resume_from_checkpoint="auto"))
+            handle = train(settings(tiny_model_dir, moved, **BEST, resume_from_checkpoint="auto"))
     finally:
-        shutil.move(hidden, patient)
-    assert any("the best model so far cannot be restored" in said for said in caplog.messages)
-    later = {k: v for k, v in evaluations(cut).items() if k > int(newest.name.split("-")[1])}
-    assert handle.metrics["eval/loss"] == pytest.approx(min(later.values()), abs=1e-6)
+        hidden.rename(best)
+    said = [line for line in caplog.messages if "the best model so far cannot be restored" in line]
+    assert bool(said) is gone
+    assert same_weights(moved, moved / "checkpoint-5" if gone else best)
+    first = evaluations(best)[2]  # figures go with the weights
+    assert (handle.metrics["eval/loss"] == pytest.approx(first, abs=1e-6)) is not gone
 
 
-STEPS: dict[str, Any] = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+STEPS: dict[str, Any] = {
+    "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

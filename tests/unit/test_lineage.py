@@ -126,7 +126,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "best", "kept"),
     [(None, None, [5, 9, 10, 11]), (2, None, [10, 11]), (1, None, [11]), (1, 9, [9, 11]),
-     (2, 9, [9, 11]), (3, 5, [5, 10, 11]), (1, 11, [11])],
+     (2, 9, [9, 11]), (3, 5, [5, 10, 11]), (1, 11, [11]), (1, 3, [11])],
 )  # fmt: skip
 def test_the_newest_and_the_best_are_never_deleted(
     limit: int | None, best: int | None, kept: list[int], tmp_path: Path
