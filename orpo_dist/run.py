@@ -56,25 +56,12 @@ def train(
     SIGUSR1, with a checkpoint saved.
     """
     require_config(config)
-    if config.model is None:
-        raise UserError("model is missing: pass --model (a folder or a hub id)")
     quieten_libraries()
     here = runtime.start()
-    for stage in config.stage_configs():
-        if not stage.data_path:
-            raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
-        refuse_impossible(stage, here.engine)
-    asked = config
+    asked, config = config, _checked(config, here)
     if changed := here.on_main(lambda: check_changes(asked, here.world_size)):
         logger.info(changed)
-    config = going_on(config.replace(model=locate(config.model)))
-    say_going_on(config, run_config(str(config.model)).quantization)
     folder = RunFolder(config.project_name, writes=here.is_main)
-    if folder.path.resolve() == Path(str(config.model)):
-        raise UserError(
-            f"project_name {config.project_name}: is the folder of the model to begin with; "
-            "choose another name"
-        )
     with contextlib.ExitStack() as stack:
         here.on_main(lambda: stack.enter_context(held(folder.path)))
         return _train_in(folder, config, asked, here, callbacks, trainer_class)
@@ -161,6 +148,24 @@ def _cannot_write(folder: RunFolder, reason: str) -> str:
         f"project_name {folder.path}: cannot be written to any more ({reason}); {kept}: make "
         "room and go on with the same command and --resume-from-checkpoint auto"
     )
+
+
+def _checked(config: ORPOConfig, here: Runtime) -> ORPOConfig:
+    """The config with what its model says of it; ``UserError`` for what cannot be trained."""
+    if config.model is None:
+        raise UserError("model is missing: pass --model (a folder or a hub id)")
+    for stage in config.stage_configs():
+        if not stage.data_path:
+            raise UserError("data_path is missing: pass --data-path (a file, a folder or a hub id)")
+        refuse_impossible(stage, here.engine)
+    config = going_on(config.replace(model=locate(config.model)))
+    say_going_on(config, run_config(str(config.model)).quantization)
+    if RunFolder(config.project_name).path.resolve() == Path(str(config.model)):
+        raise UserError(
+            f"project_name {config.project_name}: is the folder of the model to begin with; "
+            "choose another name"
+        )
+    return config
 
 
 def _train(

@@ -120,16 +120,17 @@ class ORPOTrainer(SteadyTrainer):
         )
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        peak = peak_flops(self.args.device, config.mixed_precision == "bf16")
-        self.throughput = Throughput(
-            model_flops(causal_model(policy)),
-            peak and peak * self.args.world_size,
-            self.args.device,
-        )
+        self.throughput = self._throughput(policy)
         self.add_callback(self.throughput)
         for noisy in (ProgressCallback, PrinterCallback):
             if self.pop_callback(noisy):
                 self.add_callback(ProgressLine)
+
+    def _throughput(self, policy: Any) -> Throughput:
+        """The clock of steps; with the share of the device's peak, where both are known."""
+        peak = peak_flops(self.args.device, self.config.mixed_precision == "bf16")
+        flops = model_flops(causal_model(policy))
+        return Throughput(flops, peak and peak * self.args.world_size, self.args.device)
 
     # --- data
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from orpo_dist.data.messages import Message, words
 from orpo_dist.data.reasons import Unusable
-from orpo_dist.data.template import OPENED, ChatTemplate, left_out
+from orpo_dist.data.template import ChatTemplate, left_out
+from orpo_dist.data.thoughts import OPENED
 from orpo_dist.data.transcripts import INSTRUCTION, RENDERED, is_rendered
 
 Answer = str | Message

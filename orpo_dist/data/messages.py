@@ -18,7 +18,8 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
 }  # fmt: skip
 
-# Templates call the thought before an answer by one of these names.
+# Rows and templates call the thought before an answer by one of these names. transformers 5.23
+# fills in the others when it renders; here the thought has to be found too, whatever its name.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 PLAIN = {"role", "content"}

@@ -48,7 +48,7 @@ class Example:
 
     An answer is its text, or a message where it holds more than text (a thought, tool calls). An
     empty prompt: both answers are rendered conversations, which a tokenizer's template can split.
-    tools: what the template describes to the model.
+    tools: what the template describes to the model, a list of objects.
     """
 
     prompt: str | list[Message]
@@ -82,8 +82,8 @@ def parse_row(row: Any, columns: Columns) -> Example:
         prompt = _with_system(prompt, row.get(columns.system))
     difficulty = _number(row.get(columns.difficulty)) if columns.difficulty else 0.0
     category = _category(row.get(columns.category))
-    tools = _tools(row.get(columns.tools)) if columns.tools else None
-    return Example(prompt, chosen, rejected, category, difficulty, tools)
+    tools = without_nulls(row.get(columns.tools)) if columns.tools else None
+    return Example(prompt, chosen, rejected, category, difficulty, tools or None)
 
 
 def parse_prompt(value: Any) -> str | list[Message]:
@@ -237,15 +237,6 @@ def _with_system(prompt: str | list[Message], system: Any) -> str | list[Message
     if not same_message(prompt[0], first):
         raise Unusable("mismatched_prompts", "two different system messages")
     return prompt
-
-
-def _tools(value: Any) -> list[Any] | None:
-    """Descriptions of tools as templates take them, or None where a row has none."""
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Unusable("wrong_type", "the tools column is no list of objects")
-    return list(without_nulls(value))
 
 
 def _number(value: Any) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from orpo_dist.data.messages import Message, reasoning_of
 from orpo_dist.data.reasons import Unusable
+from orpo_dist.data.thoughts import OPENED, after_opened, taken_apart, without_thought
 from orpo_dist.types import UserError
 
 # For tokenizers without a template of their own, when the data are messages. The blank stands
@@ -25,8 +26,6 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ m['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-
-OPENED = re.compile(r"[<\[](think|thinking|thought|reasoning)[>\]]\s*$", re.IGNORECASE)
 
 WORD = re.compile(r"\w+")
 
@@ -55,15 +54,12 @@ class ChatTemplate:
         self, tokenizer: Any, source: str | None = None, options: dict[str, Any] | None = None
     ):
         self.tokenizer, self.source, self.options = tokenizer, source, options or {}
-        self._parts = False
         self._string_arguments: bool | None = None
         question = [{"role": "user", "content": QUESTION}]
         exchange = [*question, {"role": "assistant", "content": ANSWER}]
         try:
+            self._parts = self._reads_only_parts(exchange)
             whole = self._render(exchange)
-            if ANSWER not in whole:  # it may read lists of parts only
-                self._parts = True
-                whole = self._render(exchange)
             prompt = self._render(question, generate=True)
             asked = self._render(question)
         except Exception as error:
@@ -79,6 +75,20 @@ class ChatTemplate:
         bos = tokenizer.bos_token or ""
         # ChatML models name <|im_start|> their BOS; a true BOS stands once, at the very beginning.
         self.begins_with_bos = bool(bos) and prompt.startswith(bos) and prompt.count(bos) == 1
+
+    def _reads_only_parts(self, exchange: list[Message]) -> bool:
+        """Whether content has to be a list of parts: as text it is lost, or refused."""
+        self._parts = False
+        try:
+            if ANSWER in self._render(exchange):
+                return False
+        except Exception:  # templates raise what they like; what is wrong is said with parts
+            self._parts = True
+            try:
+                return ANSWER in self._render(exchange)
+            except Exception:
+                return False
+        return True
 
     def _end_of(self, after: str) -> tuple[int, str]:
         """``(end token, text from it on)`` of what the template writes after an answer.
@@ -218,12 +228,15 @@ class ChatTemplate:
             text = self._without_tail(whole[len(prompt) :])
         elif opened and whole.startswith(prompt[: opened.start()]):
             text = self._without_tail(whole[opened.start() :])
-            text, closed = _after_opened(opened[0], message, text)
+            text, closed = after_opened(opened, message, text)
             notes = ("thought_closed",) if closed else ()
         elif whole.startswith(bare := prompt.rstrip()):
             text = self._without_tail(whole[len(bare) :])
         else:
-            text = message["content"]
+            text, dropped = without_thought(prompt, message["content"])
+            notes = ("reasoning_left_out",) if dropped else ()
+        if apart := taken_apart(message, text):
+            return self._turn(prompt, messages, apart, tools)
         return Turn(text, notes + left_out(message, text))
 
     def _without_tail(self, text: str) -> str:
@@ -258,21 +271,6 @@ def _joined(begun: Message, answer: str | Message) -> Message:
     """The assistant's turn from its beginning and the rest."""
     rest = {"content": answer} if isinstance(answer, str) else answer
     return {**begun, **rest, "content": begun["content"] + rest["content"]}
-
-
-def _after_opened(tag: str, message: Message, bare: str) -> tuple[str, bool]:
-    """The answer after a prompt that opens a thought, and whether the thought had to be closed.
-
-    tag: as the prompt opens it. bare: the answer as the template writes it, without its thought.
-    """
-    name, (left, right) = OPENED.search(tag)[1], (tag[0], tag.strip()[-1])  # type: ignore[index]
-    opening, closing = f"{left}{name}{right}", f"{left}/{name}{right}"
-    content = message["content"]
-    if thought := reasoning_of(message):
-        return f"{thought.strip()}\n{closing}\n\n{bare.lstrip()}", False
-    if closing in content:  # with its opening tag, or as it was generated, without
-        return content.lstrip().removeprefix(opening).lstrip("\n"), False
-    return f"\n{closing}\n\n{bare.lstrip()}", True
 
 
 def left_out(message: Message, text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ DIALECTS = tuple(
 
 # How rendered text of well-known chat templates begins, after any BOS.
 RENDERED = re.compile(
-    r"\s*(?:(?:<s>|<bos>|\[gMASK\]|<sop>|(?:<[|｜][\w▁]+[|｜]>))\s*)*"
+    r"\s*(?:(?:<s>|<bos>|<BOS_TOKEN>|\[gMASK\]|<sop>|(?:<[|｜][\w▁]+[|｜]>))\s*)*"
     r"(?:<[|｜][\w▁]+[|｜]?>|<(?:start|end)_of_turn>|<extra_id_\d+>"
     r"|\[/?(?:INST|SYSTEM_PROMPT)\]|<<SYS>>)"
 )

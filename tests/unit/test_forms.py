@@ -96,6 +96,19 @@ def test_rendered_text_of_another_question(kind: str, kind_dir: KindDir) -> None
     assert isinstance(found, Unusable) and found.reason == "mismatched_prompts"
 
 
+def test_rendered_text_may_begin_with_the_words_of_a_system_message(kind_dir: KindDir) -> None:
+    """R1's template writes them without a mark."""
+    encoder = encoder_of("r1", kind_dir)
+    talk = [{"role": "system", "content": "Be kind."}, *Q]
+    whole = encoded(encoder, {"prompt": talk, "chosen": YES, "rejected": NO})
+    prompt = encoder.tokenizer.apply_chat_template(
+        talk, tokenize=False, add_generation_prompt=True
+    ).removeprefix("<|bos|>")
+    found = encoded(encoder, {"prompt": prompt, "chosen": YES, "rejected": NO})
+    assert isinstance(found, Encoded) and isinstance(whole, Encoded)
+    assert found.form == "rendered" and found.prompt == whole.prompt
+
+
 @pytest.mark.parametrize(
     ("prompt", "reason", "detail"),
     [

@@ -253,6 +253,19 @@ def test_a_thought_goes_on_where_the_prompt_stops(
     assert found.notes == (("thought_closed",) if kind == "r1" else ())
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "r1"])  # r1's template drops it, whatever its name
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_goes_by_several_names(kind: str, key: str, kind_dir: KindDir) -> None:
+    encoder = encoder_of(kind, kind_dir)
+    sides = {
+        side: [said("assistant", "It is 4.", **{key: thought})]
+        for side, thought in (("chosen", "Two and two."), ("rejected", "A guess."))
+    }
+    found = encoded(encoder, {"prompt": [Q], **sides})
+    assert isinstance(found, Encoded) and not found.notes
+    assert "Two and two." in encoder.tokenizer.decode(found.chosen)
+
+
 def test_thinking_can_be_switched_off(kind_dir: KindDir) -> None:
     tokenizer = AutoTokenizer.from_pretrained(kind_dir("qwen3"))
     encoder = Encoder(tokenizer, options={"enable_thinking": False})
@@ -260,6 +273,45 @@ def test_thinking_can_be_switched_off(kind_dir: KindDir) -> None:
     assert isinstance(found, Encoded)
     assert tokenizer.decode(found.prompt).endswith("<think>\n\n</think>\n\n")
     assert tokenizer.decode(found.chosen) == "It is 4.<|im_end|>"
+
+
+def test_without_thinking_a_thought_is_left_out_and_said(kind_dir: KindDir) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(kind_dir("qwen3"))
+    encoder = Encoder(tokenizer, options={"enable_thinking": False})
+    for row in (
+        {"prompt": "2+2?", "chosen": THOUGHTS["block"], "rejected": "It is 5."},
+        FORMS["reasoning"][0],
+    ):
+        found = encoded(encoder, row)
+        assert isinstance(found, Encoded)
+        assert tokenizer.decode(found.chosen) == "It is 4.<|im_end|>"
+        assert found.notes == ("reasoning_left_out",)
+
+
+def test_a_template_that_closes_the_opened_thought_itself(kind_dir: KindDir) -> None:
+    """As Nemotron 3's: the prompt ends in an open tag, and answers begin with an empty thought."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    encoder = Encoder(AutoTokenizer.from_pretrained(kind_dir("qwen3")), template)
+    found = encoded(encoder, FORMS["plain"][0])
+    assert isinstance(found, Encoded)
+    assert encoder.tokenizer.decode(found.prompt).endswith("assistant\n<think>\n")
+    assert encoder.tokenizer.decode(found.chosen) == "</think>It is 4.<|im_end|>"
+
+
+def test_a_template_that_fails_on_text_reads_parts(kind_dir: KindDir) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ (m.content | list)[0].text.strip() }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encoder = Encoder(AutoTokenizer.from_pretrained(kind_dir("qwen-base")), template)
+    found = encoded(encoder, FORMS["parts"][0])
+    assert isinstance(found, Encoded)
+    text = encoder.tokenizer.decode(found.prompt + found.chosen)
+    assert text == "user: What is 2+2?<|endoftext|>assistant: It is 4.<|endoftext|>"
 
 
 def test_arguments_are_objects_where_a_template_would_quote_them_twice(kind_dir: KindDir) -> None:
