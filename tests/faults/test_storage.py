@@ -16,7 +16,7 @@ import orpo_dist.run
 from orpo_dist import UserError, train
 from orpo_dist.lineage import checkpoints
 from orpo_dist.manifest import damage
-from orpo_dist.saving_trainer import SavingTrainer
+from orpo_dist.trainer import ORPOTrainer
 from tests.conftest import DEMO, ROOT
 from tests.unit.test_run import settings
 
@@ -44,14 +44,14 @@ def test_no_room_for_a_checkpoint_is_one_sentence(tiny_model_dir: Path, tmp_path
 def test_a_full_disk_leaves_the_last_checkpoint(
     what: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(SavingTrainer, what)
+    whole = getattr(ORPOTrainer, what)
 
-    def full(self: SavingTrainer, folder: str) -> None:
+    def full(self: ORPOTrainer, folder: str) -> None:
         if self.state.global_step == 4:
             raise OSError(28, os.strerror(28))
         whole(self, folder)
 
-    monkeypatch.setattr(SavingTrainer, what, full)
+    monkeypatch.setattr(ORPOTrainer, what, full)
     config = settings(tiny_model_dir, tmp_path, save_strategy="steps", save_steps=2)
     with pytest.raises(
         UserError, match=r"\(No space left on device\); checkpoint-2 is whole: make"
