@@ -17,7 +17,6 @@ from orpo_dist.lineage import (
     STAGE,
     checkpoints,
     finish_saving,
-    mention_older,
     newest_checkpoint,
     set_aside,
     stage_of,
@@ -117,7 +116,6 @@ class RunFolder:
             raise UserError(
                 f"resume_from_checkpoint {wanted}: is not a complete checkpoint: {reason}"
             )
-        mention_older(path)
         return path
 
     def _weights(self) -> bool:

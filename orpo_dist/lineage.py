@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from orpo_dist.manifest import STATE, damage, facts_of, is_older, sync_folder
+from orpo_dist.manifest import STATE, damage, facts_of, sync_folder
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -49,7 +49,6 @@ def whole_checkpoint(folder: Path) -> Path | None:
         reason = unusable(path)
         if reason is None:
             _mention_passed(passed, f"going on from {path.name}")
-            mention_older(path)
             return path
         passed.append(f"{path.name}: {reason}")
         if reason == MODEL_ONLY:
@@ -61,14 +60,6 @@ def whole_checkpoint(folder: Path) -> Path | None:
 def _mention_passed(passed: list[str], then: str) -> None:
     if passed:
         logger.warning("passed over %s; %s", "; ".join(passed), then)
-
-
-def mention_older(checkpoint: Path) -> None:
-    if is_older(checkpoint):
-        logger.warning(
-            "%s has no manifest, being of an earlier version: all files are there, but whether "
-            "they are whole cannot be checked", checkpoint.name,
-        )  # fmt: skip
 
 
 MODEL_ONLY = (

@@ -15,7 +15,6 @@ from typing import Any
 import xxhash
 
 MANIFEST = "manifest.json"
-TOPOLOGY = "topology.json"  # of earlier versions, which wrote no manifest
 STATE = "trainer_state.json"
 FORMAT = 1
 CHUNK = 1 << 24  # bytes
@@ -77,8 +76,8 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def facts_of(checkpoint: Path) -> dict[str, Any]:
-    """What the manifest says beside its files, or an older version's topology; empty if neither."""
-    facts = _read(checkpoint / MANIFEST) or _read(checkpoint / TOPOLOGY) or {}
+    """What the manifest says beside its files; empty without one."""
+    facts = _read(checkpoint / MANIFEST) or {}
     return {name: value for name, value in facts.items() if name not in ("files", "checksum")}
 
 
@@ -90,7 +89,7 @@ def damage(checkpoint: Path, thorough: bool = True) -> str | None:
     if not checkpoint.is_dir():
         return "is not there"
     if not (checkpoint / MANIFEST).exists():
-        return _damage_of_older(checkpoint)
+        return f"its {MANIFEST} is missing"
     manifest = _read(checkpoint / MANIFEST)
     if manifest is None:
         return f"its {MANIFEST} is no JSON"
@@ -119,28 +118,6 @@ def _wrong_content(checkpoint: Path, files: dict[str, dict[str, Any]]) -> str | 
         return f"it cannot be read ({error.strerror}: {error.filename})"
     changed = (name for name, wanted in files.items() if found[name] != wanted)
     return next((f"its {name} was changed: wrong checksum" for name in changed), None)
-
-
-def _damage_of_older(checkpoint: Path) -> str | None:
-    """Of a checkpoint of a version before manifests, whose content nothing can vouch for."""
-    topology, state = _read(checkpoint / TOPOLOGY), _read(checkpoint / STATE)
-    if state is None or "global_step" not in state:
-        return f"it has no {MANIFEST} and no whole {STATE}"
-    if not topology:
-        return f"its {MANIFEST} is missing"
-    engine, world = str(topology["engine"]), int(topology["world_size"])
-    ranks = [f"rng_state_{rank}.pth" for rank in range(world)] if world > 1 else ["rng_state.pth"]
-    optimizer = {"single": "optimizer.pt", "ddp": "optimizer.pt", "fsdp2": "optimizer_0"}
-    wanted = [*ranks, optimizer.get(engine, "latest")]  # DeepSpeed's is named in its file "latest"
-    if engine in optimizer:
-        wanted.append("scheduler.pt")
-    missing = (name for name in wanted if not (checkpoint / name).exists())
-    return next((f"its {name} is missing" for name in missing), None)
-
-
-def is_older(checkpoint: Path) -> bool:
-    """Whether it is of a version that wrote no manifests."""
-    return not (checkpoint / MANIFEST).exists() and (checkpoint / TOPOLOGY).exists()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

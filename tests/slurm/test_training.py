@@ -19,8 +19,8 @@ def test_two_nodes_train_with_zero_2(submit: Submit, training: Training) -> None
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.logs()
     assert "preflight: fit are node1, node2" in job.output
     assert "zero2 on 2 processes" in job.log(0)
-    shards = (training.run / "run" / "checkpoint-6").glob("global_step6/zero_pp_rank_*")
-    assert len(list(shards)) == 2  # the optimizer's state really is cut in two
+    parts = (training.run / "run" / "checkpoint-6" / "optimizer").glob("rank-*.safetensors")
+    assert len(list(parts)) == 2  # the optimizer's state really is cut in two
     assert (job.job_folder / "attempt-0" / "node2.log").exists()
     assert job.records("end")[0]["codes"] == {"0": 0, "1": 0}
     assert training.steps() == list(range(1, 7))
@@ -153,9 +153,9 @@ def test_a_node_that_dies_in_a_save_and_a_requeue_onto_the_other(
     run = training.run / "run"
     job = submit(
         "slurm.sbatch", *training.command(20), ORPO_PRESET="ddp",
-        SAVING=str(run / "checkpoint-10*"), PYTHONPATH=f"{training.run}:{ROOT}",
+        SAVING=str(run / ".saving" / "checkpoint-10*"), PYTHONPATH=f"{training.run}:{ROOT}",
     )  # fmt: skip
-    job.until(lambda: list(run.glob("checkpoint-10*")), seconds=180)
+    job.until(lambda: list(run.glob(".saving/checkpoint-10*")), seconds=180)
     assert training.saved() == 5
     job.cluster.kill_node("node1")
     job.until(lambda: job.show()["Restarts"] == "1")
