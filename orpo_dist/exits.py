@@ -31,11 +31,12 @@ def recorded(main: Callable[[], int]) -> int:
 
     torchrun and ``accelerate launch`` end with 1 whatever their processes ended with. SIGUSR1 asks
     for a requeue from the first moment on: while modules load, before training listens for it,
-    there is nothing to save.
+    there is nothing to save. SIGTERM is a Ctrl-C wherever nobody listens for it.
     """
     code = EXIT_CRASH
     COMMAND.set()
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_REQUEUE))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
     except SystemExit as end:

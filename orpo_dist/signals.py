@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 ECHO = 1.0  # s; a launcher, a terminal and SLURM deliver the same signal more than once
 LAST_WORDS = 3.0  # s; from the second signal to the end of what does not end by itself
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING = {signal.SIGINT, signal.SIGTERM}
 
 
 class Demands:

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orpo_dist.device import deepspeed_follows_torch
 from orpo_dist.exits import (
     EXIT_HUNG,
     EXIT_INTERRUPTED,
@@ -29,12 +28,12 @@ from orpo_dist.exits import (
 )
 from orpo_dist.launch.presets import Preset
 from orpo_dist.lifeline import announce_launcher
-from orpo_dist.signals import LAST_WORDS, Demands, hear_signals
+from orpo_dist.signals import ENDING, LAST_WORDS, Demands, hear_signals
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
-HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+HANDED_ON = ENDING | {signal.SIGUSR1}
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +43,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from orpo_dist.device import deepspeed_follows_torch
 
     deepspeed_follows_torch()
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
@@ -99,6 +100,7 @@ def _listen_for_signals() -> None:
                 _end_workers()
 
     hear_signals(hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
 
 
 def _hand_on(number: int) -> None:

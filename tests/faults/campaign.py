@@ -1,29 +1,31 @@
 """Faults at random, chained: ``python -m tests.faults.campaign --kills 100 --seed 1``.
 
 Each chain is one run that is killed, stopped, damaged, moved or left without room again and again,
-and then left alone; its curve and weights are compared with those of the uninterrupted run.
+and then left alone; its curve and weights are compared with those of the uninterrupted run. Some
+chains change the engine and the number of processes at every attempt.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orpo_dist.folder import read_metrics
+from orpo_dist.lineage import step_of, whole_checkpoint
 from tests.faults.harm import HARMS, damage_something
+from tests.faults.processes import SIGNALS, Attempt, hit, in_a_process, launched, limit, wait_for
 from tests.kinds import make_kind
+from tests.launching import Process
 
 STEPS, SAVES = 12, 2
 PLAIN = ["--peft", "--lora-dropout", "0.1", "--save-total-limit", "3"]  # random numbers count
@@ -31,34 +33,47 @@ BEST = [
     "--valid-data-path", "examples/demo/eval.jsonl", "--eval-strategy", "steps", "--eval-steps",
     str(SAVES), "--load-best-model-at-end", "--save-total-limit", "1",
 ]  # fmt: skip
-KINDS = {"adapter": PLAIN, "best model": BEST}
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-FAULTS = (*SIGNALS, *HARMS, "full disk", "moved")
-LONGEST = 1800.0  # s of one attempt; a hung one is killed
+MOVING = ["--save-total-limit", "3", "--hang-timeout", "8"]  # every attempt on another engine
+KINDS = {"adapter": PLAIN, "best model": BEST, "moving": MOVING}
+NEAR = {"adapter": 1e-6, "best model": 1e-6, "moving": 1e-4}  # of losses and weights
+PLACES = [
+    ("single", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero2_offload", 2),
+    ("zero3", 2), ("zero3_offload", 2), ("fsdp2", 2), ("fsdp2", 3),
+]  # fmt: skip
+RANKS = {"rank killed": signal.SIGKILL, "rank hung": signal.SIGSTOP}
+COMMON = (*SIGNALS, *HARMS, "full disk", "moved")
+FAULTS = (*COMMON, *RANKS)
+MOVES = 0.15  # the part of the faults that meets runs which move: launches take long
 TOLD = "the best model so far cannot be restored"  # so another one is the best: said, not silent
 VERDICTS = ("survived", "refused", "lost", "wrong")
 
 
 @dataclass
-class Attempt:
-    """One process: its exit code (negative: killed) and all it has said."""
+class Chain:
+    """One run, and what happens to it. place: where its next attempt runs."""
 
-    code: int
-    said: str
+    number: int
+    kind: str
+    folder: Path
+    place: tuple[str, int] = ("single", 1)
+    said: list[str] = field(default_factory=list)  # what happened, in lines
 
-    @property
-    def clean(self) -> bool:
-        return "Traceback" not in self.said
+    def moves_to(self, place: tuple[str, int]) -> bool:
+        """Whether a checkpoint of the run goes on at another place than it was written at."""
+        before, self.place = self.place, place
+        return before != place and whole_checkpoint(self.folder) is not None
 
 
 @dataclass
 class Campaign:
-    """model, scratch: folders. Counts verdicts by kind of fault in ``table``."""
+    """model, scratch: folders. Counts by kind of fault: verdicts, and steps that were lost."""
 
     model: Path
     scratch: Path
     seed: int
     table: dict[str, Counter[str]] = field(default_factory=dict)
+    lost_steps: dict[str, list[int]] = field(default_factory=dict)
+    moves: Counter[str] = field(default_factory=Counter)  # verdicts of those to other engines
     stories: list[str] = field(default_factory=list)  # of chains that ended badly
 
     def __post_init__(self) -> None:
@@ -66,11 +81,14 @@ class Campaign:
         self.whole: dict[str, tuple[Path, float]] = {}
 
     def words(self, kind: str, folder: Path) -> list[str]:
+        size = ["--batch-size", "4", "--gradient-accumulation", "1"]
+        if kind == "moving":
+            size = ["--batch-size", "2", "--global-batch-size", "4"]
         return [
             "train", "--model", str(self.model), "--data-path", "examples/demo/train.jsonl",
-            "--project-name", str(folder), "--batch-size", "4", "--gradient-accumulation", "1",
-            "--lr", "1e-2", "--logging-steps", "1", "--max-steps", str(STEPS), "--save-strategy",
-            "steps", "--save-steps", str(SAVES), "--resume-from-checkpoint", "auto", *KINDS[kind],
+            "--project-name", str(folder), *size, "--lr", "1e-2", "--logging-steps", "1",
+            "--max-steps", str(STEPS), "--save-strategy", "steps", "--save-steps", str(SAVES),
+            "--resume-from-checkpoint", "auto", *KINDS[kind],
         ]  # fmt: skip
 
     def uninterrupted(self, kind: str) -> tuple[Path, float]:
@@ -88,70 +106,113 @@ class Campaign:
         while faults > 0:
             number, length = number + 1, min(faults, self.random.randint(1, 6))
             faults -= length
-            verdict = self.chain(number, [self.random.choice(FAULTS) for _ in range(length)])
-            print(f"chain {number}: {length} faults {verdict}", flush=True)
+            moving = self.random.random() < MOVES
+            kind = "moving" if moving else self.random.choice(("adapter", "best model"))
+            chain = Chain(number, kind, self.scratch / f"chain-{number}")
+            kinds = FAULTS if moving else COMMON
+            verdict = self.meet(chain, [self.random.choice(kinds) for _ in range(length)])
+            print(f"chain {number}, {kind}: {length} faults {verdict}", flush=True)
 
-    def chain(self, number: int, faults: list[str]) -> str:
-        """One run with these faults; what became of it."""
-        kind = self.random.choice(sorted(KINDS))
-        whole, seconds = self.uninterrupted(kind)
-        folder = self.scratch / f"chain-{number}"
-        story = [f"chain {number}, {kind}"]
-        verdict, told = "", False
+    def meet(self, chain: Chain, faults: list[str]) -> str:
+        """Let one run meet these faults, then leave it alone; what became of it."""
+        whole, _ = self.uninterrupted(chain.kind)
+        moves, said = 0, ""
         for fault in faults:
-            folder, attempt = self._inject(fault, kind, folder, seconds, story)
-            if attempt is None:
-                continue
-            told = told or TOLD in attempt.said
-            if not attempt.clean:
-                verdict, story = "lost", [*story, attempt.said]
-                break
-        if not verdict:
-            last = in_a_process(self.words(kind, folder))
-            story.append(f"left alone: {last.code}")
-            verdict = judged(last, folder, whole)
-            if verdict == "wrong" and (told or TOLD in last.said):
-                verdict = "refused"
-            if verdict != "survived":
-                story.append(last.said)
+            if chain.kind == "moving" and fault not in (*HARMS, "moved"):
+                moves += chain.moves_to(self._place(fault))
+            attempt = self._inject(fault, chain)
+            self._count_lost(fault, chain.folder)
+            if attempt is not None:
+                said += attempt.said
+                if not attempt.clean:
+                    break
+        else:
+            if chain.kind == "moving":
+                moves += chain.moves_to(self.random.choice(PLACES))
+            attempt = self._attempt(chain)
+            chain.said.append(f"left alone on {chain.place}: {attempt.code}")
+            said += attempt.said
+        assert attempt is not None
+        verdict = judged(attempt, chain.folder, whole, NEAR[chain.kind])
+        if verdict == "wrong" and TOLD in said:
+            verdict = "refused"
         for fault in faults:
             self.table.setdefault(fault, Counter())[verdict] += 1
+        self.moves[verdict] += moves
         if verdict != "survived":
+            story = [f"chain {chain.number}, {chain.kind}", *chain.said, attempt.said]
             self.stories.append("\n  ".join(story))
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(chain.folder, ignore_errors=True)
         return verdict
 
-    def _inject(
-        self, fault: str, kind: str, folder: Path, seconds: float, story: list[str]
-    ) -> tuple[Path, Attempt | None]:
-        """The folder of the run from now on, and what the process said that met the fault."""
+    def _place(self, fault: str) -> tuple[str, int]:
+        return self.random.choice(PLACES[1:] if fault in RANKS else PLACES)
+
+    def _attempt(self, chain: Chain, happens: Callable[[Process], None] | None = None) -> Attempt:
+        words = self.words(chain.kind, chain.folder)
+        if chain.place[0] == "single":
+            return in_a_process(words)
+        return launched(chain.place, words, happens)
+
+    def _inject(self, fault: str, chain: Chain) -> Attempt | None:
+        """Let a fault happen; what the process said that met it, if one did."""
         if fault == "moved":
-            if folder.exists():
-                folder = folder.rename(folder.with_name(folder.name + "m"))
-            story.append(f"moved to {folder.name}")
-            return folder, None
+            if chain.folder.exists():
+                chain.folder = chain.folder.rename(chain.folder.with_name(chain.folder.name + "m"))
+            chain.said.append(f"moved to {chain.folder.name}")
+            return None
         if fault in HARMS:
-            story.append(damage_something(fault, folder, self.random))
-            return folder, None
-        words = self.words(kind, folder)
+            chain.said.append(damage_something(fault, chain.folder, self.random))
+            return None
+        meets = self._meets_alone if chain.place[0] == "single" else self._meets_launched
+        attempt, how = meets(fault, chain)
+        chain.said.append(f"{fault} on {chain.place}, {how}: {attempt.code}")
+        return attempt
+
+    def _meets_alone(self, fault: str, chain: Chain) -> tuple[Attempt, str]:
+        words = self.words(chain.kind, chain.folder)
         if fault == "full disk":
             size = int(10 ** self.random.uniform(2.5, 6.3))
-            attempt = in_a_process(words, room=size)
-            story.append(f"files of at most {size} bytes: {attempt.code}")
-            return folder, attempt
-        instant = self.random.uniform(0, 1.1) * seconds
-        attempt = in_a_process(words, SIGNALS[fault], instant)
-        story.append(f"{fault} after {instant:.2f} s: {attempt.code}")
-        return folder, attempt
+            return in_a_process(words, room=size), f"files of at most {size} bytes"
+        instant = self.random.uniform(0, 1.1) * self.uninterrupted(chain.kind)[1]
+        return in_a_process(words, SIGNALS[fault], instant), f"after {instant:.2f} s"
+
+    def _meets_launched(self, fault: str, chain: Chain) -> tuple[Attempt, str]:
+        if fault == "full disk":
+            size = int(10 ** self.random.uniform(2.5, 6.3))
+            return self._attempt(chain, lambda p: limit(p, size)), f"files of at most {size} bytes"
+        step, wait = self.random.randint(1, STEPS), self.random.uniform(0, 0.3)
+        number = RANKS.get(fault) or SIGNALS[fault]
+        rank = self.random.randrange(chain.place[1]) if fault in RANKS else None
+
+        def happens(process: Process) -> None:
+            wait_for(process, chain.folder, step)
+            time.sleep(wait)
+            hit(process, number, rank)
+
+        who = "" if rank is None else f"rank {rank} "
+        return self._attempt(chain, happens), f"{who}{wait:.2f} s after step {step}"
+
+    def _count_lost(self, fault: str, folder: Path) -> None:
+        """How many steps the next attempt will have to make again."""
+        log = read_metrics(folder / "metrics.jsonl")
+        if not log:
+            return
+        found = whole_checkpoint(folder)
+        after = step_of(found) if found else 0
+        self.lost_steps.setdefault(fault, []).append(max(0, log[-1]["step"] - after))
 
     def report(self) -> str:
         """The seed, and how often each kind of fault was survived, refused, lost or wrong."""
         lines = [f"seed {self.seed}", f"{'fault':12}" + "".join(f"{v:>10}" for v in VERDICTS)]
+        lines[-1] += f"{'steps to redo: mean, most':>28}"
         for fault in FAULTS:
             if counts := self.table.get(fault):
-                lines.append(f"{fault:12}" + "".join(f"{counts[v]:10}" for v in VERDICTS))
-        total = sum(self.table.values(), Counter())
-        lines.append(f"{'all':12}" + "".join(f"{total[v]:10}" for v in VERDICTS))
+                lines.append(row(fault, counts))
+                if lost := self.lost_steps.get(fault):
+                    lines[-1] += f"{sum(lost) / len(lost):20.1f}{max(lost):8}"
+        lines.append(row("all", sum(self.table.values(), Counter())))
+        lines.append(row("moves", self.moves))
         return "\n".join([*lines, *self.stories])
 
     @property
@@ -159,21 +220,23 @@ class Campaign:
         return any(counts["lost"] or counts["wrong"] for counts in self.table.values())
 
 
-def judged(last: Attempt, folder: Path, whole: Path) -> str:
+def row(name: str, counts: Counter[str]) -> str:
+    return f"{name:12}" + "".join(f"{counts[v]:10}" for v in VERDICTS)
+
+
+def judged(last: Attempt, folder: Path, whole: Path, near: float = 1e-6) -> str:
     """What became of a run, by its last attempt and beside the uninterrupted one."""
     if last.code == 2 and last.clean:
         return "refused"
     if last.code != 0 or not last.clean:
         return "lost"
-    return "survived" if same(folder, whole) else "wrong"
+    return "survived" if same(folder, whole, near) else "wrong"
 
 
-def same(folder: Path, whole: Path) -> bool:
+def same(folder: Path, whole: Path, near: float) -> bool:
     """Whether two runs have logged the same losses and saved the same weights."""
     import torch
     from safetensors.torch import load_file
-
-    from orpo_dist.folder import read_metrics
 
     def curve(run: Path) -> list[tuple[int, float]]:
         log = read_metrics(run / "metrics.jsonl")
@@ -182,76 +245,13 @@ def same(folder: Path, whole: Path) -> bool:
     mine, theirs = curve(folder), curve(whole)
     if [step for step, _ in mine] != [step for step, _ in theirs]:
         return False
-    if any(abs(a - b) > 1e-6 for (_, a), (_, b) in zip(mine, theirs, strict=True)):
+    if any(abs(a - b) > near for (_, a), (_, b) in zip(mine, theirs, strict=True)):
         return False
     for path in sorted(whole.glob("*.safetensors")):
         one, other = load_file(folder / path.name), load_file(path)
-        if any(not torch.allclose(one[n], other[n], atol=1e-6, rtol=1e-5) for n in other):
+        if any(not torch.allclose(one[n], other[n], atol=near, rtol=1e-5) for n in other):
             return False
     return True
-
-
-def in_a_process(
-    words: list[str], number: int | None = None, after: float = 0.0, room: int | None = None
-) -> Attempt:
-    """Run a command in a fork of this process, which has imported everything already.
-
-    number, after: a signal it gets after so many seconds. room: bytes that a file may have there.
-    """
-    with tempfile.TemporaryFile() as output:
-        # A signal may not come before the fork is the command: it would be the campaign's then.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS.values())
-        pid = os.fork()
-        if pid == 0:
-            _be_the_command(words, output.fileno(), room)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
-        timers = [threading.Timer(LONGEST, _signal, (pid, signal.SIGKILL))]
-        if number is not None:
-            timers.append(threading.Timer(after, _signal, (pid, number)))
-        for timer in timers:
-            timer.start()
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        for timer in timers:  # before the number of the process can be another's
-            timer.cancel()
-            timer.join()
-        _, status = os.waitpid(pid, 0)
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    return Attempt(os.waitstatus_to_exitcode(status), said)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _be_the_command(words: list[str], output: int, room: int | None) -> None:
-    """In the fork: nothing of the parent's is run on the way out."""
-    code = 1
-    try:
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
-        if room is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-        from orpo_dist.cli import main
-        from orpo_dist.exits import recorded
-
-        code = recorded(lambda: main(words))
-        threading._shutdown()
-        atexit._run_exitfuncs()
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exception(error)
-    finally:
-        with contextlib.suppress(BaseException):  # a late signal
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
 
 
 def warm_up() -> None:

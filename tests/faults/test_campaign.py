@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from tests.faults.campaign import Attempt, judged
+from tests.faults.campaign import judged
+from tests.faults.processes import Attempt
 
 
 def test_a_dozen_faults_lose_nothing() -> None:
