@@ -31,7 +31,7 @@ FREE = (  # may change, and one line says so
     "mixed_precision", "attention", "max_tokens_per_microbatch", "gradient_checkpointing",
     "lora_dropout", "merge_adapter", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "save_total_limit", "logging_steps", "early_stopping_patience", "early_stopping_threshold",
-    "load_best_model_at_end", "log", "hang_timeout",
+    "load_best_model_at_end", "log", "hang_timeout", "async_save",
 )  # fmt: skip
 CUT = ("batch_size", "gradient_accumulation", "global_batch_size")  # the step stays as it is
 FILES = ("data_path", "train_split")  # may be called otherwise if the pairs are the same

@@ -39,6 +39,8 @@ def recorded(main: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
+    except KeyboardInterrupt:  # outside what main guards: another rank may just be waited for
+        code = EXIT_INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else EXIT_CRASH
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from orpo_dist.lineage import find_best
 from orpo_dist.manifest import damage
 from orpo_dist.runtime import Runtime
-from orpo_dist.saving import prune, save_whole
+from orpo_dist.saving import Saving, prune
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
+
+WORTH_A_THREAD = 2**26  # bytes; smaller checkpoints are on the disk at once
 
 
 class SavingTrainer(Trainer):
@@ -28,6 +31,7 @@ class SavingTrainer(Trainer):
 
     runtime: Runtime
     global_batch: int
+    async_save: bool = True  # what takes long on the way to the disk goes on beside training
 
     # --- going on
 
@@ -74,6 +78,7 @@ class SavingTrainer(Trainer):
 
     # --- checkpoints
 
+    _saving: Saving | None = None  # written, and not yet in its place
     _saves_to: Path | None = None  # while a checkpoint is written, which is not where it will be
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -96,11 +101,38 @@ class SavingTrainer(Trainer):
                 self.write_settings(scratch / name)
                 self.state.save_to_json(str(scratch / name / TRAINER_STATE_NAME))
 
-        save_whole(folder, name, write, self.checkpoint_facts, self.runtime)
+        self._finish_saving()
+        self._saving = Saving(folder, name, write, self.checkpoint_facts, self.runtime)
+        stops = self.control.should_training_stop
+        if stops or not self.async_save or self._saving.bytes < WORTH_A_THREAD:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        """See that the last checkpoint is whole and in its place; then old ones go."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        saving.finish()
         best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
-        self.runtime.on_main(lambda: prune(folder, limit, best))
+        self.runtime.on_main(lambda: prune(saving.folder, limit, best))
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
+            super()._push_from_checkpoint(str(saving.folder / saving.checkpoint.name))
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer, after every step; a checkpoint that has come to the disk is put in place."""
+        if self._saving is not None and self._saving.on_disk:
+            self._finish_saving()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; where one process fails in training, its last checkpoint is still kept."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            if self.runtime.world_size == 1:  # others may not come to meet this one
+                with contextlib.suppress(OSError):
+                    self._finish_saving()
+            raise
 
     def write_settings(self, checkpoint: Path) -> None:
         """Leave in a checkpoint what it was trained with; rank 0."""
@@ -147,6 +179,7 @@ class SavingTrainer(Trainer):
         The newest is what a run that was stopped goes on from, and one killed before its model is
         saved.
         """
+        self._finish_saving()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)

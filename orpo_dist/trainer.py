@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
@@ -23,7 +22,7 @@ from orpo_dist.bad_steps import BadSteps, Suspects
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
 from orpo_dist.callbacks import ProgressLine
-from orpo_dist.config import ORPOConfig, dump_config, require_config
+from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import (
     PairDataset,
     as_pairs,
@@ -103,7 +102,7 @@ class ORPOTrainer(SteadyTrainer):
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
-        self.config = config
+        self.config, self.async_save = config, config.async_save
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
@@ -298,14 +297,13 @@ class ORPOTrainer(SteadyTrainer):
         return output
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """As ``EngineTrainer``, with the place in the plan of the data and all settings."""
+        """As ``EngineTrainer``, with the place in the plan of the data."""
         assert self.train_plan is not None
         self._digest = self._digest or self.train_dataset.digest()
         place = self.train_plan.place_of(self.state.global_step)
         return {
             **super().checkpoint_facts(),
             "plan": {**place, "data": self._digest},
-            "settings": yaml.safe_load(dump_config(self.config)),
         }
 
     _digest = ""

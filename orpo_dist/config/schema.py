@@ -153,6 +153,7 @@ class ORPOConfig(BaseModel):
     save_strategy: Strategy | None = setting("schedule", None, "when to save a checkpoint; default: as eval_strategy where the best model is kept, else epoch")
     save_steps: int | None = setting("schedule", None, "steps between checkpoints, with save_strategy steps", ge=1)
     save_total_limit: int | None = setting("schedule", 2, "checkpoints to keep (the best one is always kept)", ge=1)
+    async_save: bool = setting("schedule", True, "train on while a checkpoint of 64 MiB or more goes to the disk and is checked; it counts from then on")
     logging_steps: int | None = setting("schedule", None, "steps between log lines; default: about 50 a run, at most 10 steps apart", ge=1)
     early_stopping_patience: int | None = setting("schedule", None, "stop after this many evaluations without improvement", ge=1)
     early_stopping_threshold: float = setting("schedule", 0.0, "smaller improvements do not count", ge=0)

@@ -38,7 +38,8 @@ def train_worker(task: dict[str, Any]) -> None:
         _be_alone()
     os.environ.update(preset_environment(preset))
     set_up_logging()
-    config = build_config(task["config"])
+    # A checkpoint that is reported is in its place: other trials may go on from it at once.
+    config = build_config({**task["config"], "async_save": False})
     folder = Path(config.project_name)
     if os.environ.get("RANK", "0") == "0":
         _leave_place(folder)

@@ -88,6 +88,7 @@ DOCUMENTED = {
     "metric_for_best_model": None,
     "load_best_model_at_end": None,
     "hang_timeout": 540,
+    "async_save": True,
     "log": "tensorboard",
     "trainer_args": {},
 }

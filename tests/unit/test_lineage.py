@@ -21,7 +21,7 @@ from orpo_dist.lineage import (
     whole_checkpoint,
 )
 from orpo_dist.runtime import Runtime
-from orpo_dist.saving import prune, save_whole
+from orpo_dist.saving import Saving, prune
 from tests.checkpoints import make_checkpoint
 from tests.unit.test_manifest import WEIGHTS, flip
 
@@ -118,7 +118,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        save_whole(tmp_path, "checkpoint-10", write, dict, Runtime())
+        Saving(tmp_path, "checkpoint-10", write, dict, Runtime())
     assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert text_of(tmp_path / "checkpoint-10") == "old"
 
