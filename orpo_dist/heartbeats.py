@@ -84,6 +84,11 @@ class Heartbeats:
             if now - seen.since > seconds and seen.beat.doing != DONE
         ]
 
+    def done(self, ranks: list[int]) -> bool:
+        """Whether all of these ranks have said their last."""
+        beats = (self._read(rank) for rank in ranks)
+        return all(beat is not None and beat.doing == DONE for beat in beats)
+
     def behind(self, step: int) -> list[Seen]:
         """Ranks that have not begun a step."""
         return [seen for seen in self.seen.values() if seen.beat.step < step]

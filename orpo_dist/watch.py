@@ -28,6 +28,7 @@ SLOWER = 3.0  # times the longest of its kind that a step may take, where that i
 LOOKS = 20  # in hang_timeout
 GO_ON = "go on with the same command and --resume-from-checkpoint auto"
 LONGEST_PERIOD = 15.0  # s between two of them
+LAST_BEATS = 2.0  # s; at the end, for those of other ranks
 STEP, DATA, EVALUATION = "step", "the wait for data", "a batch of the evaluation"
 
 
@@ -65,6 +66,9 @@ class Watch(TrainerCallback):
         self._thread.join(self.period)  # it may wait for a disk that is gone
         self.beats.beat(self._step, DONE)
         if self.runtime.is_main:
+            until = time.monotonic() + LAST_BEATS
+            while not self.beats.done(self._others()) and time.monotonic() < until:
+                time.sleep(0.01)
             shutil.rmtree(self.beats.folder, ignore_errors=True)
 
     def _clear(self) -> None:
