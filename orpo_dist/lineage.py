@@ -68,9 +68,12 @@ MODEL_ONLY = (
 )
 
 
-def unusable(checkpoint: Path) -> str | None:
-    """Why nothing can go on from a checkpoint, for the end of a sentence; None if one can."""
-    reason = damage(checkpoint)
+def unusable(checkpoint: Path, thorough: bool = True) -> str | None:
+    """Why nothing can go on from a checkpoint, for the end of a sentence; None if one can.
+
+    thorough: as for ``damage``.
+    """
+    reason = damage(checkpoint, thorough)
     if reason is None and not facts_of(checkpoint).get("resumable", True):
         return MODEL_ONLY
     return reason

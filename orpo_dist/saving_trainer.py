@@ -11,7 +11,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from orpo_dist.lineage import find_best
+from orpo_dist.lineage import find_best, unusable, whole_checkpoint
 from orpo_dist.manifest import damage
 from orpo_dist.runtime import Runtime
 from orpo_dist.saving import Saving, prune
@@ -124,15 +124,31 @@ class SavingTrainer(Trainer):
             self._finish_saving()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; where one process fails in training, its last checkpoint is still kept."""
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; where one process fails in training, its last checkpoint is still kept.
+
+        Raises ``UserError`` for a checkpoint that lacks a file or a part of one.
+        """
+        wanted = resume_from_checkpoint
+        if wanted is True:
+            found = self.runtime.on_main(lambda: whole_checkpoint(Path(self.args.output_dir)))
+            wanted = found and str(found)
+        elif wanted:
+            reason = self.runtime.on_main(lambda: unusable(Path(wanted), thorough=False))
+            if reason:
+                raise UserError(f"resume_from_checkpoint {wanted}: {reason}")
+        if wanted:
+            self.check_settings(Path(wanted))
         try:
-            return super().train(*args, **kwargs)
+            return super().train(wanted, *args, **kwargs)
         except BaseException:
             if self.runtime.world_size == 1:  # others may not come to meet this one
                 with contextlib.suppress(OSError):
                     self._finish_saving()
             raise
+
+    def check_settings(self, checkpoint: Path) -> None:
+        """``UserError`` where this run cannot go on from what a checkpoint was trained with."""
 
     def write_settings(self, checkpoint: Path) -> None:
         """Leave in a checkpoint what it was trained with; rank 0."""

@@ -41,16 +41,16 @@ class SteadyTrainer(BudgetTrainer):
             self._settings = record(config, self.config, self.global_batch, *pairs)
         write_json(folder / SETTINGS, self._settings)
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; raises ``UserError`` for a checkpoint of other data or settings."""
-        if isinstance(resume_from_checkpoint, str | Path) and self.asked is None:
-            compared = partial(
-                check_trainer, Path(resume_from_checkpoint), self.config, self.args.world_size,
-                self.global_batch, self.train_dataset, self.eval_dataset,
-            )  # fmt: skip
-            if said := self.runtime.on_main(compared):
-                logger.info(said)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+    def check_settings(self, checkpoint: Path) -> None:
+        """``UserError`` for a checkpoint of other data or settings; harmless changes are said."""
+        if self.asked is not None:
+            return  # whoever has given the settings has compared them
+        compared = partial(
+            check_trainer, checkpoint, self.config, self.args.world_size, self.global_batch,
+            self.train_dataset, self.eval_dataset,
+        )  # fmt: skip
+        if said := self.runtime.on_main(compared):
+            logger.info(said)
 
     # --- steps that are no numbers
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from orpo_dist import UserError, train
+from orpo_dist import ORPOTrainer, UserError, train
 from orpo_dist.changes import SETTINGS
 from orpo_dist.folder import newest_checkpoint, read_json, read_metrics
 from orpo_dist.interruption import Interrupted
@@ -209,3 +210,23 @@ def test_weights_alone_are_not_resumed_from(
     for wanted in ("auto", str(tmp_path / "checkpoint-4")):
         with pytest.raises(UserError, match="saved with save_only_model, without the optimizer"):
             train(config.replace(resume_from_checkpoint=wanted, max_steps=12))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [(lambda folder: (folder / OPTIMIZER[0]).unlink(), "its optimizer/state.json is missing"),
+     (shutil.rmtree, "is not there")],
+)  # fmt: skip
+def test_the_trainer_alone_refuses_what_is_not_whole(
+    harm: Callable[[Path], None], said: str, whole: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Whoever calls it from a script of their own, without ``train``."""
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    harm(cut / "checkpoint-6")
+    config = settings(tiny_model_dir, cut, **STEPS)
+    rows = [json.loads(line) for line in (DEMO / "train.jsonl").read_text().splitlines()[:24]]
+    trainer = ORPOTrainer(str(tiny_model_dir), config, rows)
+    with pytest.raises(UserError, match=said):
+        trainer.train(resume_from_checkpoint=str(cut / "checkpoint-6"))
+    assert trainer.state.global_step == 0
