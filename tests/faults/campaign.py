@@ -111,7 +111,8 @@ class Campaign:
             chain = Chain(number, kind, self.scratch / f"chain-{number}")
             kinds = FAULTS if moving else COMMON
             verdict = self.meet(chain, [self.random.choice(kinds) for _ in range(length)])
-            print(f"chain {number}, {kind}: {length} faults {verdict}", flush=True)
+            told = self.stories[-1] if verdict != "survived" else f"chain {number}, {kind}"
+            print(f"{told}: {length} faults {verdict}", flush=True)
 
     def meet(self, chain: Chain, faults: list[str]) -> str:
         """Let one run meet these faults, then leave it alone; what became of it."""
@@ -213,7 +214,7 @@ class Campaign:
                     lines[-1] += f"{sum(lost) / len(lost):20.1f}{max(lost):8}"
         lines.append(row("all", sum(self.table.values(), Counter())))
         lines.append(row("moves", self.moves))
-        return "\n".join([*lines, *self.stories])
+        return "\n".join(lines)
 
     @property
     def failed(self) -> bool:
