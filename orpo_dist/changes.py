@@ -258,9 +258,7 @@ def _changed(
                 for key in {**old, **value}
                 if old.get(key) != value.get(key)
             }
-        elif name == "metric_for_best_model" and _bare(value) == _bare(old):
-            continue
-        elif name != "model":
+        elif name != "model" and _plain(name, value) != _plain(name, old):
             found[name] = (old, value)
     if "model" not in without and _is_other_model(written, config.model):
         found["model"] = (asked["model"], config.model)
@@ -275,8 +273,13 @@ def _is_other_model(written: Mapping[str, Any], model: str | None) -> bool:
     return model not in (written["asked"]["model"], written["resolved"]["model"])
 
 
-def _bare(metric: str | None) -> str:
-    return (metric or "loss").removeprefix("eval/").removeprefix("eval_")
+def _plain(name: str, value: Any) -> Any:
+    """A setting's value, by one of the names that mean the same."""
+    if name == "metric_for_best_model":
+        return (value or "loss").removeprefix("eval/").removeprefix("eval_")
+    if name == "optimizer":  # fused: the same numbers, computed at once
+        return (value or "adamw_torch").removesuffix("_fused")
+    return value
 
 
 def _refusal(checkpoint: Path, changed: list[str]) -> str:

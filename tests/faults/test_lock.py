@@ -19,7 +19,7 @@ import pytest
 from orpo_dist import UserError, lock, train
 from orpo_dist.folder import newest_checkpoint
 from orpo_dist.lock import LOCK, held
-from tests.faults.test_resume import start, wait_for_step
+from tests.faults.test_resume import start_training, wait_for_step
 from tests.unit.test_run import settings
 
 ELSEWHERE = {"host": "node7", "place": "another boot"}
@@ -46,9 +46,9 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_run_is_refused_and_the_first_goes_on(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    first = start(tiny_model_dir, tmp_path)
+    first = start_training(tiny_model_dir, tmp_path)
     wait_for_step(tmp_path, 3, first)
-    second = start(tiny_model_dir, tmp_path, "--overwrite")
+    second = start_training(tiny_model_dir, tmp_path, "--overwrite")
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
     (told,) = [line for line in errors.splitlines() if "error: " in line]
@@ -65,11 +65,11 @@ def test_a_second_run_is_refused_and_the_first_goes_on(
 def test_a_relaunch_right_after_a_kill_goes_on_at_once(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    first = start(tiny_model_dir, tmp_path)
+    first = start_training(tiny_model_dir, tmp_path)
     wait_for_step(tmp_path, 12, first)
     first.kill()  # and not waited for: it is a zombie by now
     assert (tmp_path / LOCK).exists()
-    second = start(tiny_model_dir, tmp_path, "--resume-from-checkpoint", "auto")
+    second = start_training(tiny_model_dir, tmp_path, "--resume-from-checkpoint", "auto")
     wait_for_step(tmp_path, 15, second)
     assert f'"pid": {second.pid}' in (tmp_path / LOCK).read_text()
     second.kill()
