@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 CUDA_TORCH ?= .cuda-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fake-cuda gpu check format
+.PHONY: help install demo test test-slow test-fake-cuda faults gpu check format
 
 help:
 	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
 	@echo "make test     set up, check and run the tests"
 	@echo "make test-fake-cuda  the CUDA branch without a GPU (Linux on x86-64; fetches 5 GB once)"
+	@echo "make faults   500 kills, full disks and damaged files, chained at random (KILLS=, SEED=)"
 	@echo "make gpu      what holds on this machine's NVIDIA GPU, in one table (under 10 minutes)"
 	@echo "make check    formatting, lint, types and import contracts"
 	@echo "make install  set up $(VENV) only"
@@ -46,6 +47,11 @@ test-fake-cuda: $(INSTALLED) $(CUDA_TORCH)/torch
 $(CUDA_TORCH)/torch: | $(INSTALLED)
 	@echo "== a CUDA build of torch into $(CUDA_TORCH) (once; 5 GB)"
 	$(BIN)/python -m pip install --quiet --no-cache-dir --target $(CUDA_TORCH) torch==2.11.0
+
+KILLS ?= 500
+SEED ?= 1
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign --kills $(KILLS) --seed $(SEED)
 
 gpu: # installs nothing; PYTHON=... is one that has torch and transformers
 	$(PYTHON) -m benchmarks.gpu --json gpu.json

@@ -41,6 +41,7 @@ class History:
     lines: Sequence[Mapping[str, float]]
     evaluations: Sequence[Mapping[str, float]]
     data: Mapping[str, Any]
+    skipped: int = 0  # steps so far, of all stages, as they were no numbers
 
     @property
     def progress(self) -> float:
@@ -101,6 +102,7 @@ def advise(log: Iterable[Mapping[str, Any]], data: Mapping[str, Any] | None = No
             [entry for entry in entries if "loss/orpo" in entry],
             [entry for entry in entries if "eval/loss" in entry],
             data or {} if stage == last else {},
+            int(max(entry.get("skipped_steps", 0) for entry in entries)) if entries else 0,
         )
         for rule in RULES:
             if finding := rule.finds(history, rule.limits):
@@ -112,6 +114,9 @@ def advise(log: Iterable[Mapping[str, Any]], data: Mapping[str, Any] | None = No
 
 
 def _not_finite(history: History, limits: Limits) -> str | None:
+    if history.skipped:
+        steps = f"{history.skipped} step{'s' * (history.skipped > 1)}"
+        return f"{steps} skipped, with no finite loss or gradient (bad_steps.jsonl has their rows)"
     for line in history.lines:
         for name in ("loss/orpo", "grad_norm"):
             if not math.isfinite(line.get(name, 0.0)):
@@ -215,7 +220,7 @@ TREND = {"lines": 10, "progress": 0.3}
 RULES = (
     Rule(
         "not_finite",
-        "a loss or gradient norm is NaN or infinite",
+        "a loss or gradient norm is NaN or infinite, or was and its step was skipped",
         "a lower --lr (a tenth), --max-grad-norm 1, and --mixed-precision bf16 or none, not fp16",
         _not_finite,
     ),

@@ -51,8 +51,7 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
         changes |= _strategies(config, has_eval)
     with noted(found):
         changes["metric_for_best_model"] = _eval_metric(config.metric_for_best_model)
-    with noted(found):
-        changes["gradient_accumulation"] = accumulation(config, world_size)
+    changes["gradient_accumulation"] = accumulation(config, world_size)
     refuse(found)
     return config.replace(**changes)
 

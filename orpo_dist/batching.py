@@ -100,6 +100,16 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.pairs_per_epoch / self.global_batch)
 
+    def place_of(self, step: int) -> dict[str, int]:
+        """Where the run stands after so many steps, in numbers for a person or a comparison."""
+        epoch, steps = divmod(step, self.steps_per_epoch)
+        return {
+            "pairs": len(self.lengths),
+            "pairs_per_epoch": self.pairs_per_epoch,
+            "epochs_done": epoch,
+            "pairs_of_epoch": min(steps * self.global_batch, self.pairs_per_epoch),
+        }
+
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the pairs of an epoch in training order."""
         rng = np.random.default_rng([self.seed, epoch])

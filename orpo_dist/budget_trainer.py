@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orpo_dist.bad_steps import poisoned
 from orpo_dist.batching import FILLER, Plan, Work
 from orpo_dist.budget import (
     LOWER,
@@ -131,7 +132,7 @@ class BudgetTrainer(EngineTrainer):
             engine_syncs = last or self.is_deepspeed_enabled or not self.reduces_once
             with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
                 share = self.micro_batch_loss(model, step, number)
-                self.accelerator.backward(share * self.args.world_size)
+                self.accelerator.backward(poisoned(share) * self.args.world_size)
             loss += share.detach() * self.args.world_size
         return loss
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
 from orpo_dist.advice import advise
-from orpo_dist.folder import read_metrics
+from orpo_dist.folder import read_metrics, write_text
 
 logger = logging.getLogger("orpo_dist")
 
@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
             return
         kept = [line for line in read_metrics(self.path) if self._stays(line, state.global_step)]
         lines = "".join(json.dumps(line) + "\n" for line in kept)
-        self.path.write_text(lines, encoding="utf-8")
+        write_text(self.path, lines)
 
     def _stays(self, line: dict[str, Any], done: int) -> bool:
         """Whether a line is from before this stage, or from the ``done`` steps of it."""
@@ -53,6 +53,16 @@ class MetricsFile(TrainerCallback):
         entry = {"step": state.global_step, "epoch": state.epoch, **named_log(logs)}
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
+
+
+class Patience(EarlyStoppingCallback):
+    """Trainer's early stopping, whose count of evaluations goes on where the run does."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that had lost its patience when it was killed has no step left to make."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class AdviceLines(TrainerCallback):

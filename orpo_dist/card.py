@@ -13,7 +13,7 @@ from typing import Any
 
 from orpo_dist.adapters import base_of, is_adapter
 from orpo_dist.config import ORPOConfig, load_config
-from orpo_dist.folder import CARD, CARD_MARK, RunFolder, is_own_card, read_json
+from orpo_dist.folder import CARD, CARD_MARK, RunFolder, is_own_card, read_json, write_text
 
 # Told on every card, also where they are the defaults.
 IMPORTANT = (
@@ -51,7 +51,7 @@ def write_card(folder: Path) -> None:
     ]
     front = _front_matter(folder, config).to_yaml()
     text = "\n\n".join(part for part in parts if part)
-    path.write_text(f"---\n{front}\n---\n\n{text}\n", encoding="utf-8")
+    write_text(path, f"---\n{front}\n---\n\n{text}\n")
 
 
 def public_name(source: str) -> str:

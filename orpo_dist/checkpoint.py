@@ -6,28 +6,24 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
+from orpo_dist.changes import keep_step
 from orpo_dist.config import ORPOConfig
-from orpo_dist.folder import read_json, write_json
+from orpo_dist.elastic import is_elastic, require_elastic
+from orpo_dist.manifest import facts_of
 from orpo_dist.runtime import Runtime
 from orpo_dist.types import UserError
-
-TOPOLOGY = "topology.json"
 
 
 class IncompleteWeights(RuntimeError):
     """Weights on disk that are not what the model holds."""
 
 
-def record_topology(checkpoint: Path, runtime: Runtime, global_batch: int) -> None:
-    """Note beside the weights what a later run must know to go on from here."""
-    content = {
-        "engine": runtime.engine.name,
-        "world_size": runtime.world_size,
-        "global_batch_size": global_batch,
-    }
-    write_json(checkpoint / TOPOLOGY, content)
+def written_on(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint; 0 if it does not say."""
+    return int(facts_of(checkpoint).get("world_size", 0))
 
 
 def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOConfig:
@@ -35,29 +31,39 @@ def go_on_from(checkpoint: Path, config: ORPOConfig, runtime: Runtime) -> ORPOCo
 
     Raises ``UserError`` where this engine or world size cannot read the checkpoint.
     """
-    written = read_json(checkpoint / TOPOLOGY)
+    written, where = facts_of(checkpoint), f"resume_from_checkpoint {checkpoint}"
+    if runtime.engine.offload != "nvme":
+        require_elastic(checkpoint)
+    elif is_elastic(checkpoint) or not _same_launch(written, runtime):
+        raise UserError(
+            f"{where}: {runtime.engine} on {runtime.world_size} reads only its own; go on with "
+            "another preset, or start anew with its weights as --model"
+        )
     if not written:
         return config
-    engine, world = str(written["engine"]), int(written["world_size"])
-    here, where = runtime.engine.name, f"resume_from_checkpoint {checkpoint}"
-    same_world = world == runtime.world_size
-    if _kind(engine) != _kind(here) or (runtime.engine.deepspeed and not same_world):
-        raise UserError(
-            f"{where}: was written by {engine} on {world} process{'es' * (world > 1)}, and {here} "
-            f"on {runtime.world_size} cannot read it; go on with 'orpo-dist launch {engine} "
-            f"--num-processes {world}', or start anew with its weights as --model"
-        )
-    batch = int(written["global_batch_size"])
-    if config.global_batch_size not in (None, batch):
-        raise UserError(
-            f"{where}: was trained with global_batch_size {batch}, not {config.global_batch_size}"
-        )
-    return config.replace(global_batch_size=batch)
+    return keep_step(int(written["global_batch_size"]), config, where)
 
 
-def _kind(engine: str) -> str:
-    """Engines of one kind write the same files: one process and DDP both hold everything."""
-    return "replicated" if engine in ("single", "ddp") else engine
+def _same_launch(written: dict[str, Any], runtime: Runtime) -> bool:
+    return (written.get("engine"), written.get("world_size")) == (
+        runtime.engine.name,
+        runtime.world_size,
+    )
+
+
+def without_twins(weights: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Weights without those that loading ties to another again: a head that is the embedding.
+
+    transformers sees that two names are one tensor by its memory, and engines that gather their
+    shards bring a copy for each.
+    """
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    twins = {
+        name
+        for name, source in tied.items()
+        if name in weights and source in weights and torch.equal(weights[name], weights[source])
+    }
+    return {name: tensor for name, tensor in weights.items() if name not in twins}
 
 
 def check_weights(folder: Path, model: Any) -> None:
@@ -80,22 +86,6 @@ def check_weights(folder: Path, model: Any) -> None:
         raise IncompleteWeights(
             f"{folder}: holds {found} of {wanted} numbers; missing is for one {missing}"
         )
-
-
-def without_copies(state: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
-    """A state dict without the copies of tied weights, as transformers leaves them out itself.
-
-    It knows them by their storage, and FSDP2 gathers every name into a storage of its own.
-    """
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    if not state:  # of the ranks that do not write
-        return state
-    copies = {
-        name
-        for name, source in tied.items()
-        if name in state and source in state and state[name].equal(state[source])
-    }
-    return {name: tensor for name, tensor in state.items() if name not in copies}
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -86,9 +86,25 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     set_up_logging()
     grow_segments()
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        say(f"error: {error}")
+        return EXIT_USER_ERROR
+    except TemporaryFailure as error:
+        say(f"failed for now: {error}")
+        return EXIT_TEMPORARY
+    except KeyboardInterrupt:
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        crash(error)
+        return EXIT_CRASH
+
+
+def _run(arguments: list[str]) -> int:
     parser = _Parser(
         prog="orpo-dist",
         description=DESCRIPTION,
@@ -106,27 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wanted == "launch" and "--" in arguments:
         cut = arguments.index("--")
         arguments, inner = arguments[:cut], arguments[cut + 1 :]
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-        options.inner = inner
-        if options.command is None:
-            parser.print_help()
-            return EXIT_USER_ERROR
-        _refuse_unknown(unknown, options)
-        with _missing_packages_named():
-            return int(_function(COMMANDS[options.command].run)(options))
-    except UserError as error:
-        say(f"error: {error}")
+    options, unknown = parser.parse_known_args(arguments)
+    options.inner = inner
+    if options.command is None:
+        parser.print_help()
         return EXIT_USER_ERROR
-    except TemporaryFailure as error:
-        say(f"failed for now: {error}")
-        return EXIT_TEMPORARY
-    except KeyboardInterrupt:
-        say("interrupted")
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        crash(error)
-        return EXIT_CRASH
+    _refuse_unknown(unknown, options)
+    with _missing_packages_named():
+        return int(_function(COMMANDS[options.command].run)(options))
 
 
 @contextlib.contextmanager

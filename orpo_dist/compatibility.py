@@ -5,6 +5,8 @@ Every refusal was tried, or read in the code of the library it comes from.
 
 from __future__ import annotations
 
+import math
+
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine
 from orpo_dist.types import UserError
@@ -37,17 +39,11 @@ def refuse_impossible(config: ORPOConfig, engine: Engine) -> None:
 
 
 def accumulation(config: ORPOConfig, world_size: int) -> int:
-    """Micro-batches per rank and step; those that make up ``global_batch_size`` where it is set.
+    """Micro-batches per rank and step; as many as ``global_batch_size`` needs where it is set.
 
-    Raises ``UserError`` if it cannot be made up.
+    It need not divide: a run that goes on on other processes keeps its step, and ranks then have
+    unequal numbers of pairs.
     """
-    wanted, at_once = config.global_batch_size, config.batch_size * world_size
-    if wanted is None:
+    if config.global_batch_size is None:
         return config.gradient_accumulation
-    if wanted % at_once:
-        raise UserError(
-            f"global_batch_size {wanted}: is not divisible by batch_size {config.batch_size} on "
-            f"{world_size} process{'es' * (world_size > 1)} ({at_once} pairs at a time); change "
-            "one of them"
-        )
-    return wanted // at_once
+    return math.ceil(config.global_batch_size / (config.batch_size * world_size))

@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from orpo_dist import elastic
 from orpo_dist.adapters import complete_adapter, without_card
-from orpo_dist.checkpoint import check_weights, record_topology, without_copies
+from orpo_dist.checkpoint import check_weights, without_twins, written_on
 from orpo_dist.engines import reduces_once
-from orpo_dist.runtime import Runtime
+from orpo_dist.saving_trainer import SavingTrainer
+from orpo_dist.shards import Holding, holding, loss_scale, set_loss_scale
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
 
-class EngineTrainer(Trainer):
+class EngineTrainer(SavingTrainer):
     """Asserts the engine, and writes checkpoints and models that are whole.
 
     Subclasses set ``runtime`` and ``global_batch`` (pairs per optimizer step over all ranks)
     before they call ``super().__init__``.
     """
 
-    runtime: Runtime
-    global_batch: int
     reduces_once = True  # gradients of a step, or else with every micro-batch
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -46,12 +45,27 @@ class EngineTrainer(Trainer):
         # Gradients lie in DDP's buckets themselves, not in a copy beside them.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        model, loader = super()._prepare_for_training(*args, **kwargs)
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """As Trainer, but an engine reads no files of its own: all go on from the same form."""
+        native = resume_from_checkpoint if self._keeps_own_files else None
+        model, loader = super()._prepare_for_training(max_steps, train_dataloader, native)
         assert self.args.world_size == self.runtime.world_size
         self.runtime.check_engine(model)
         self.reduces_once = self._may_wait_with_gradients(model)
+        if native is None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return model, loader
+
+    @property
+    def _keeps_own_files(self) -> bool:
+        """Whether checkpoints are the engine's: state on NVMe is nowhere whole to be read."""
+        return self.runtime.engine.offload == "nvme"
+
+    def _holding(self) -> Holding:
+        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        return holding(self.model_wrapped, model, self.optimizer)
 
     def _may_wait_with_gradients(self, model: Any) -> bool:
         """Whether the engine reduces gradients once a step; the same on every rank."""
@@ -84,30 +98,72 @@ class EngineTrainer(Trainer):
         with as_user_error(f"scheduler {self.args.lr_scheduler_type.value}"):
             return super().create_scheduler(*args, **kwargs)
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; but intervals are this run's, not those of the checkpoint's run."""
+        found = super()._init_training_state(*args, **kwargs)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        return found
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer, which would make a step too many on resuming after the last one."""
-        if self.state.global_step >= self.state.max_steps:
+        """As Trainer, which would make a step too many on resuming after the last one.
+
+        That is also the one after which early stopping ended the run.
+        """
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        """As Trainer; a checkpoint of another model is named as such."""
-        with as_user_error(f"resume_from_checkpoint {resume_from_checkpoint}: does not fit here"):
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        """Nothing: weights come with the optimizer's state, as precise as it updates them."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer; but peak rate and decay are this run's, not those of the checkpoint's run."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            set_rates(self.optimizer, self.lr_scheduler, self._rates)
+        """From any engine's checkpoint; peak rate and decay are this run's, not those of it."""
+        if checkpoint is None:
+            return
+        if self._keeps_own_files:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            held = self._holding()
+            scale = elastic.load(Path(checkpoint), held, self.lr_scheduler, self.runtime)
+            set_loss_scale(held.zero, self.accelerator.scaler, scale)
+        set_rates(self.optimizer, self.lr_scheduler, self._rates)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """As Trainer, then wait: trainer_state.json follows, and says that every rank is done."""
-        super()._save_rng_state(output_dir)
-        if self.args.should_save:
-            record_topology(Path(output_dir), self.runtime, self.global_batch)
-        self.runtime.wait()
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """In the form that every engine reads."""
+        if self._keeps_own_files:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        held = self._holding()
+        scale = loss_scale(held.zero, self.accelerator.scaler)
+        elastic.save(Path(output_dir), held, self.lr_scheduler, scale, self.runtime)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        """Nothing: the scale of the loss is among the optimizer's state."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing, as for ``_save_scaler``."""
+
+    def _load_best_model(self) -> None:
+        """As Trainer, but from the form that every engine reads, where it was saved."""
+        best = self._whole_best()
+        if not elastic.is_elastic(best):
+            super()._load_best_model()
+            return
+        logger.info("loads the best model, of %s", best.name)
+        elastic.load_weights(best, self._holding())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer on as many processes as before; on others, random numbers are drawn anew."""
+        before = checkpoint and written_on(Path(checkpoint))
+        if not before or before == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        logger.info(
+            "goes on on %d processes in place of %d: dropout, if any, draws other numbers",
+            self.args.world_size, before,
+        )  # fmt: skip
+        elastic.draw_anew(self.args.seed, self.state.global_step, self.args.process_index)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As Trainer, without its pickled arguments (config.yaml says the same, and safely).
@@ -115,8 +171,10 @@ class EngineTrainer(Trainer):
         Raises ``IncompleteWeights`` if what lies on disk is not the whole model.
         """
         model = self.accelerator.unwrap_model(self.model)
+        if state_dict:
+            state_dict = without_twins(state_dict, model)
         with without_card(model):
-            super()._save(output_dir, without_copies(state_dict, model))
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -18,9 +18,11 @@ EXIT_GAVE_UP = 3  # could go on, but will not be queued again: requeue cap, no p
 EXIT_BAD_NODES = 4  # the preflight of a job named nodes that are not fit
 EXIT_DOES_NOT_FIT = 5  # a plan found no way to run what was asked for
 EXIT_TEMPORARY = 75  # the network or a server failed: trying again may help (as in sysexits.h)
+EXIT_HUNG = 76  # a rank hung and the job was ended: trying again may help
 EXIT_REQUEUE = 85  # stopped by SIGUSR1 with a checkpoint saved: queue again and resume
 EXIT_INTERRUPTED = 130  # Ctrl-C and SIGTERM: someone wants the run to end
 
+COMMAND = threading.Event()  # set where this process is a command's own, to be ended by it
 RECORDS = "ORPO_EXIT_CODES"  # environment variable: a folder where every rank leaves its exit code
 
 
@@ -29,20 +31,35 @@ def recorded(main: Callable[[], int]) -> int:
 
     torchrun and ``accelerate launch`` end with 1 whatever their processes ended with. SIGUSR1 asks
     for a requeue from the first moment on: while modules load, before training listens for it,
-    there is nothing to save.
+    there is nothing to save. SIGTERM is a Ctrl-C wherever nobody listens for it.
     """
     code = EXIT_CRASH
+    COMMAND.set()
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_REQUEUE))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
+    except KeyboardInterrupt:  # outside what main guards: another rank may just be waited for
+        code = EXIT_INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else EXIT_CRASH
         raise
     finally:
-        folder, rank = os.environ.get(RECORDS), os.environ.get("RANK")
-        if folder and rank:
-            Path(folder, f"rank-{rank}").write_text(str(code), encoding="utf-8")
+        _record(code)
     return code
+
+
+def _record(code: int) -> None:
+    folder, rank = os.environ.get(RECORDS), os.environ.get("RANK")
+    if folder and rank:
+        Path(folder, f"rank-{rank}").write_text(str(code), encoding="utf-8")
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process with ``code`` from any thread, whatever the main one waits for."""
+    with contextlib.suppress(OSError):
+        _record(code)
+    os._exit(code)
 
 
 def leave(code: int) -> NoReturn:

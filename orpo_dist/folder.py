@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from orpo_dist.config import ORPOConfig, dump_config
+from orpo_dist.lineage import (
+    ASIDE,
+    SAVING,
+    STAGE,
+    checkpoints,
+    finish_saving,
+    newest_checkpoint,
+    set_aside,
+    stage_of,
+    step_of,
+    unusable,
+    whole_checkpoint,
+)
 from orpo_dist.types import UserError
 
+logger = logging.getLogger("orpo_dist")
+
 # What an attempt that saved no weights leaves behind.
-RECORDS = ("tensorboard", "metrics.jsonl", "run.json", "data_report.json", "report.html")
-STAGE = "stage-"
+RECORDS = (
+    "tensorboard",
+    "metrics.jsonl",
+    "bad_steps.jsonl",
+    "run.json",
+    "data_report.json",
+    "report.html",
+)
 MERGING = ".merging"  # where an adapter's merged model is written, until it is whole
 DONE = "stage.json"  # in the folder of a stage that is done
 CARD = "README.md"
 CARD_MARK = "<!-- Written by orpo_dist, which replaces it; without this line it is yours. -->"
 # What a run leaves behind, beside its card; nothing else in the folder is ever removed.
 ARTEFACTS = (
-    *RECORDS, MERGING, "stage-*", "checkpoint-*", "config.yaml", "config.json",
-    "generation_config.json",
+    *RECORDS, MERGING, SAVING, ASIDE, "hang", ".heartbeats", "stage-*", "checkpoint-*",
+    "config.yaml", "config.json", "generation_config.json",
     "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
     "special_tokens_map.json",
     "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json",
@@ -37,6 +59,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.bad_steps = self.path / "bad_steps.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.run = self.path / "run.json"
         self.data_report = self.path / "data_report.json"
@@ -47,7 +70,9 @@ class RunFolder:
 
         Raises ``UserError`` where a run is already there and the config does not say what to do.
         """
-        checkpoint = self._checkpoint(config.resume_from_checkpoint)
+        for scratch in (self.path / SAVING, *self.path.glob(f"{STAGE}*/{SAVING}")):
+            finish_saving(scratch)
+        checkpoint = self.checkpoint(config.resume_from_checkpoint)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,18 +98,24 @@ class RunFolder:
 
     def _holds_work(self, resume: str) -> bool:
         """Whether starting anew would lose something; a failed attempt leaves nothing to lose."""
-        if self._weights() or newest_checkpoint(self.path) or self.finished_stages():
+        if self._weights() or self.finished_stages():
             return True
-        return resume != "auto" and read_json(self.run).get("status") == "running"
+        if resume == "auto":  # would have gone on from a checkpoint that is whole
+            return False
+        running = read_json(self.run).get("status") == "running"
+        return running or newest_checkpoint(self.path) is not None
 
-    def _checkpoint(self, wanted: str) -> Path | None:
+    def checkpoint(self, wanted: str) -> Path | None:
+        """What ``resume_from_checkpoint`` means here; ``UserError`` where that is not complete."""
         if wanted == "never":
             return None
         if wanted == "auto":
-            return newest_checkpoint(self.path)
+            return whole_checkpoint(self.path)
         path = Path(wanted).expanduser()
-        if not is_complete(path):
-            raise UserError(f"resume_from_checkpoint {wanted}: is not a complete checkpoint folder")
+        if reason := unusable(path):
+            raise UserError(
+                f"resume_from_checkpoint {wanted}: is not a complete checkpoint: {reason}"
+            )
         return path
 
     def _weights(self) -> bool:
@@ -113,13 +144,40 @@ class RunFolder:
         if self.writes:
             write_json(self.stage(number).path / DONE, record)
 
+    def go_on(self, checkpoint: Path | None) -> Path | None:
+        """Set aside what this run, or this stage, has saved after ``checkpoint``; where that lies.
+
+        So a later ``auto`` takes nothing from a branch that was left. A checkpoint that was itself
+        set aside takes its place again.
+        """
+        step = -1
+        if checkpoint is not None and self.path.resolve() in checkpoint.resolve().parents:
+            step = step_of(checkpoint)
+        again = checkpoint is not None and checkpoint.resolve().parent.name == ASIDE and step >= 0
+        later = [path for path in checkpoints(self.path) if step_of(path) > step - again]
+        if later:
+            names = ", ".join(path.name for path in later)
+            before = f"after {checkpoint.name}" if checkpoint and step >= 0 else "from the start"
+            logger.warning("goes on %s: %s set aside in %s", before, names, self.path / ASIDE)
+        for path in reversed(later):
+            set_aside(path)
+        if checkpoint is None or not again:
+            return checkpoint
+        return checkpoint.rename(self.path / f"checkpoint-{step}")
+
     def begin_stage(self, number: int, checkpoint: Path | None) -> None:
-        """Forget this stage, but for the checkpoint it goes on from, and all after it."""
+        """Forget this stage, but for the checkpoint it goes on from, and all after it.
+
+        What they have saved is set aside.
+        """
         if not self.writes:
             return
         for folder in self.path.glob(f"{STAGE}*"):
             if stage_of(folder / "checkpoint-0") > number - (checkpoint is None):
-                shutil.rmtree(folder)
+                if (folder / DONE).exists() or checkpoints(folder):
+                    set_aside(folder)
+                else:
+                    shutil.rmtree(folder)
         stage = self.stage(number).path
         stage.mkdir(exist_ok=True)
         (stage / DONE).unlink(missing_ok=True)
@@ -128,12 +186,29 @@ class RunFolder:
         """The resolved config; ``orpo-dist train --config`` reads it back."""
         replay = config.replace(overwrite=False, resume_from_checkpoint="never")
         if self.writes:
-            self.config.write_text(dump_config(replay), encoding="utf-8")
+            write_text(self.config, dump_config(replay))
 
-    def update_run(self, **entries: Any) -> None:
-        """Set entries of run.json, replacing the file as a whole."""
+    def update_run(self, at_all_costs: bool = False, **entries: Any) -> None:
+        """Set entries of run.json, replacing the file as a whole.
+
+        at_all_costs: where the disk takes no new file, overwrite the old one; never raises.
+        """
+        if not self.writes:
+            return
+        content = {**read_json(self.run), **entries}
+        try:
+            write_json(self.run, content)
+        except OSError:
+            if not at_all_costs:
+                raise
+            with contextlib.suppress(OSError):
+                self.run.write_text(json.dumps(content), encoding="utf-8")
+
+    def drop_unfinished(self) -> None:
+        """Delete what was saved of a checkpoint that never became one."""
         if self.writes:
-            write_json(self.run, {**read_json(self.run), **entries})
+            for scratch in (self.path / SAVING, *self.path.glob(f"{STAGE}*/{SAVING}")):
+                finish_saving(scratch)
 
 
 def is_own_card(path: Path) -> bool:
@@ -150,45 +225,13 @@ def training_data(reports: dict[str, Any]) -> dict[str, Any] | None:
     return found[-1] if found and isinstance(found[-1], dict) else None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step, of the last stage that has any, or None."""
-    found = [
-        path
-        for pattern in ("checkpoint-*", f"{STAGE}*/checkpoint-*")
-        for path in folder.glob(pattern)
-        if is_complete(path) and (path.parent == folder or stage_of(path))
-    ]
-    return max(found, key=lambda path: (stage_of(path), _step_of(path)), default=None)
-
-
-def stage_of(checkpoint: Path) -> int:
-    """The number of the stage that a checkpoint belongs to; 0 in a run without stages.
-
-    A run may be called ``2`` or ``stage-2`` itself: its folder has a run.json, a stage's has none.
-    """
-    folder = checkpoint.resolve().parent
-    found = re.fullmatch(rf"{STAGE}(\d+)", folder.name)
-    return int(found[1]) if found and not RunFolder(folder).run.exists() else 0
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def saved_step(folder: RunFolder) -> int:
     """The steps that a resume would not repeat, over all stages."""
     finished, checkpoint = folder.finished_stages(), newest_checkpoint(folder.path)
     steps = sum(int(stage["steps"]) for stage in finished)
     if checkpoint is None or 0 < stage_of(checkpoint) <= len(finished):
         return steps
-    return steps + _step_of(checkpoint)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: trainer_state.json comes last."""
-    return checkpoint.name.rpartition("-")[2].isdigit() and "global_step" in read_json(
-        checkpoint / "trainer_state.json"
-    )
+    return steps + step_of(checkpoint)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -215,6 +258,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that readers see the old file or the new one, never half."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never half."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise

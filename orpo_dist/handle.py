@@ -16,8 +16,9 @@ from orpo_dist.data import Limits, bounds, make_encoder
 from orpo_dist.data.bounds import check_ids, require_end
 from orpo_dist.data.messages import Message
 from orpo_dist.data.reasons import Unusable
-from orpo_dist.folder import STAGE, RunFolder, read_json
+from orpo_dist.folder import RunFolder, read_json
 from orpo_dist.kinds import embedding_rows
+from orpo_dist.lineage import ASIDE, STAGE
 from orpo_dist.model import Known, load_tokenizer, load_trained, local_device, locate
 from orpo_dist.padding import pad_pairs, padded_scores
 from orpo_dist.quantisation import why_not_quantised
@@ -171,7 +172,7 @@ def context_of(model: Any) -> int | None:
 def run_config(path: str | Path) -> ORPOConfig:
     """The config of a run folder, or of a checkpoint or stage in one; defaults for others."""
     folder = Path(path)
-    inside = ("checkpoint-", STAGE)
+    inside = ("checkpoint-", STAGE, ASIDE)
     while folder.name.startswith(inside) and not RunFolder(folder).config.exists():
         folder = folder.parent
     config = RunFolder(folder).config

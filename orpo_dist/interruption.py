@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.exits import COMMAND, EXIT_INTERRUPTED, EXIT_REQUEUE, end_now
 from orpo_dist.runtime import Runtime
+from orpo_dist.signals import LAST_WORDS, Demands, hear_signals
 
 logger = logging.getLogger("orpo_dist")
 
 # Ranks may get different signals; the strongest one decides for all.
 STRENGTH = {signal.SIGUSR1: 1, signal.SIGTERM: 2, signal.SIGINT: 2}
 EXIT_CODES = {1: EXIT_REQUEUE, 2: EXIT_INTERRUPTED}
-
-ECHO = 1.0  # s; a launcher and a terminal may deliver the same signal twice
 
 
 class Interrupted(Exception):
@@ -34,14 +34,19 @@ class StopOnSignal(TrainerCallback):
     """While entered, turns signals into a clean stop.
 
     Before training, Ctrl-C and SIGTERM end at once, there being nothing to save. In training, the
-    first signal on any rank ends all ranks after the step, with a checkpoint; a second Ctrl-C ends
-    at once. SIGUSR1 is always remembered until training can act on it.
+    first signal on any rank ends all ranks after the step, with a checkpoint; a second Ctrl-C or
+    SIGTERM ends this process within seconds, also where it waits for ranks that hang. SIGUSR1 is
+    always remembered until training can act on it.
     """
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.exit_code: int | None = None  # set once all ranks have agreed to stop
-        self._strength, self._since = 0, 0.0
+        self._strength = 0
+        self._noted, self._heard = Demands(), Demands()
+        self._end = threading.Timer(LAST_WORDS, end_now, (EXIT_INTERRUPTED,))
+        self._end.daemon = True
+        self._stop_hearing: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -49,21 +54,29 @@ class StopOnSignal(TrainerCallback):
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.default_int_handler)
             self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note)
             self._before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+            self._stop_hearing = hear_signals(self._hear)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._stop_hearing is not None:
+            self._stop_hearing()
+        self._end.cancel()
         while self._before:
             signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: Any) -> None:
         """Remember a signal; Python runs this between two instructions of the main thread."""
         name = signal.Signals(number)
-        if self._strength and time.monotonic() - self._since > ECHO and name is signal.SIGINT:
+        if self._noted.final(number):
             raise KeyboardInterrupt
         if not self._strength:
             logger.warning("%s: finishing this step and saving first", name.name)
-            self._since = time.monotonic()
         self._strength = max(self._strength, STRENGTH[name])
+
+    def _hear(self, number: int) -> None:
+        """In a thread: the main one may wait for another rank, and hear nothing any more."""
+        if self._heard.final(number) and COMMAND.is_set() and not self._end.is_alive():
+            self._end.start()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._before:
@@ -79,6 +92,15 @@ class StopOnSignal(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_step_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer ends the epoch wherever it stops; but it is evaluated when it is whole.
+
+        Else a stopped run would have one evaluation more, which counts for patience and the best.
+        """
+        whole = math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9)
+        if self.exit_code is not None and not whole:
+            control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What follows saves the model itself: from here on a signal ends the run at once."""

@@ -180,7 +180,7 @@ def make_plan(
     return Plan(
         lengths=pairs.lengths,
         nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
-        global_batch=config.pairs_per_rank_step * world_size,
+        global_batch=config.global_batch_size or config.pairs_per_rank_step * world_size,
         micro_batch=config.batch_size if budget is None else config.pairs_per_rank_step,
         world_size=world_size,
         seed=config.seed,

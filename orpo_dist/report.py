@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from orpo_dist.advice import advise
-from orpo_dist.folder import RunFolder, read_json, read_metrics, training_data
+from orpo_dist.folder import RunFolder, read_json, read_metrics, training_data, write_text
 from orpo_dist.schedules import CONSTANT
 from orpo_dist.types import UserError
 
@@ -63,7 +63,7 @@ def write_report(folder: Path) -> Path:
         ),
         config=html.escape(config),
     )
-    run.report.write_text(page, encoding="utf-8")
+    write_text(run.report, page)
     return run.report
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -17,18 +19,25 @@ from orpo_dist import runtime
 from orpo_dist.adapters import going_on, say_going_on
 from orpo_dist.advice import advise
 from orpo_dist.card import write_card
+from orpo_dist.changes import check_changes
 from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.console import quieten_libraries
-from orpo_dist.folder import RunFolder, read_json, read_metrics, stage_of, training_data
+from orpo_dist.folder import RunFolder, read_json, read_metrics, training_data
 from orpo_dist.handle import TrainedModel, run_config
 from orpo_dist.interruption import Interrupted, StopOnSignal
+from orpo_dist.lineage import newest_checkpoint, stage_of
+from orpo_dist.lock import held
 from orpo_dist.model import locate
 from orpo_dist.report import write_report
 from orpo_dist.runtime import Runtime
 from orpo_dist.stage import Place, Stage
+from orpo_dist.storage import quiet_writers, storage_failure
 from orpo_dist.trainer import ORPOTrainer
 from orpo_dist.types import UserError
+from orpo_dist.watch import Watch
+
+logger = logging.getLogger("orpo_dist")
 
 
 def train(
@@ -49,10 +58,48 @@ def train(
     require_config(config)
     quieten_libraries()
     here = runtime.start()
-    config = _checked(config, here)
+    asked, config = config, _checked(config, here)
+    if changed := here.on_main(lambda: check_changes(asked, here.world_size)):
+        logger.info(changed)
     folder = RunFolder(config.project_name, writes=here.is_main)
+    with contextlib.ExitStack() as stack:
+        here.on_main(lambda: stack.enter_context(held(folder.path)))
+        return _train_in(folder, config, asked, here, callbacks, trainer_class)
+
+
+def _train_in(
+    folder: RunFolder,
+    config: ORPOConfig,
+    asked: ORPOConfig,
+    here: Runtime,
+    callbacks: Sequence[Any],
+    trainer_class: type[ORPOTrainer],
+) -> TrainedModel:
+    """``train`` in a folder that is this run's alone."""
     checkpoint = here.on_main(lambda: folder.open(config))
     started = time.time()
+    try:
+        with StopOnSignal(here) as stop, quiet_writers(folder.path):
+            _note_start(folder, here, started)
+            with Watch(folder, here, config.hang_timeout) as watch:
+                seen = [watch, *callbacks]
+                handle = _train(config, asked, folder, checkpoint, here, stop, seen, trainer_class)
+            _conclude(folder, handle, here, started)
+    except BaseException as error:
+        _note_end(folder, error, started)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(
+                f"out of GPU memory ({str(error).splitlines()[0]}); set "
+                "--max-tokens-per-microbatch, or try --gradient-checkpointing, --peft, "
+                "--quantization int4"
+            ) from error
+        if isinstance(error, Exception) and (reason := storage_failure(error, folder.path)):
+            raise UserError(_cannot_write(folder, reason)) from error
+        raise
+    return handle
+
+
+def _note_start(folder: RunFolder, here: Runtime, started: float) -> None:
     folder.update_run(
         status="running",
         started=started,
@@ -62,27 +109,15 @@ def train(
         world_size=here.world_size,
         error=None,
     )
-    try:
-        with StopOnSignal(here) as stop:
-            handle = _train(config, folder, checkpoint, here, stop, callbacks, trainer_class)
-    except torch.OutOfMemoryError as error:
-        folder.update_run(status="failed", error=str(error))
-        raise UserError(
-            f"out of GPU memory ({str(error).splitlines()[0]}); set --max-tokens-per-microbatch, "
-            "or try --gradient-checkpointing, --peft, --quantization int4"
-        ) from error
-    except BaseException as error:
-        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-        folder.update_run(
-            status="interrupted" if stopped else "failed",
-            seconds=round(time.time() - started, 1),
-            error=f"{type(error).__name__}: {error}",
-        )
-        raise
+
+
+def _conclude(folder: RunFolder, handle: TrainedModel, here: Runtime, started: float) -> None:
+    """What is written of a run that is done; the model is."""
     advice = advise(read_metrics(folder.metrics), training_data(read_json(folder.data_report)))
     folder.update_run(
         status="completed",
         seconds=round(time.time() - started, 1),
+        skipped_steps=len(read_metrics(folder.bad_steps)),
         metrics=handle.metrics,
         advice=[str(one) for one in advice],
     )
@@ -90,7 +125,29 @@ def train(
         write_report(folder.path)
         write_card(folder.path)
     here.wait()
-    return handle
+
+
+def _note_end(folder: RunFolder, error: BaseException, started: float) -> None:
+    """Of a run that is not: run.json, whatever the state of the disk."""
+    stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+    if storage_failure(error, folder.path):
+        folder.drop_unfinished()  # makes room, too
+    folder.update_run(
+        at_all_costs=True,
+        status="interrupted" if stopped else "failed",
+        seconds=round(time.time() - started, 1),
+        skipped_steps=len(read_metrics(folder.bad_steps)),
+        error=f"{type(error).__name__}: {error}",
+    )
+
+
+def _cannot_write(folder: RunFolder, reason: str) -> str:
+    saved = newest_checkpoint(folder.path)
+    kept = f"{saved.name} is whole" if saved else "no checkpoint was saved before"
+    return (
+        f"project_name {folder.path}: cannot be written to any more ({reason}); {kept}: make "
+        "room and go on with the same command and --resume-from-checkpoint auto"
+    )
 
 
 def _checked(config: ORPOConfig, here: Runtime) -> ORPOConfig:
@@ -113,6 +170,7 @@ def _checked(config: ORPOConfig, here: Runtime) -> ORPOConfig:
 
 def _train(
     run: ORPOConfig,
+    asked: ORPOConfig,
     folder: RunFolder,
     checkpoint: Path | None,
     here: Runtime,
@@ -121,7 +179,7 @@ def _train(
     trainer_class: type[ORPOTrainer],
 ) -> TrainedModel:
     """Every stage that is not done yet; a run without stages is one."""
-    configs = run.stage_configs()
+    configs, given = run.stage_configs(), asked.stage_configs()
     finished = folder.finished_stages()
     number = _first_stage(run, checkpoint, len(finished))
     if run.stages and checkpoint and stage_of(checkpoint) != number:
@@ -129,7 +187,7 @@ def _train(
     steps = [int(stage["steps"]) for stage in finished[: number - 1]]
     while True:
         place = Place(number, len(configs), sum(steps)) if run.stages else None
-        stage = Stage(run, configs[number - 1], folder, place)
+        stage = Stage(run, configs[number - 1], folder, given[number - 1], place)
         if place:
             here.on_main(partial(folder.begin_stage, number, checkpoint))
         trainer = stage.train(checkpoint, here, stop, callbacks, trainer_class)

@@ -73,6 +73,14 @@ class Runtime:
         dist.all_reduce(total, group=self.control)
         return total.numpy()
 
+    def gather(self, value: T) -> list[T]:
+        """What every rank brings, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Rank 0 does the work; every rank gets its result or, as its own, its error."""
         if self.world_size == 1:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orpo_dist import runtime
 from orpo_dist.arguments import loggers, resolve
-from orpo_dist.callbacks import AdviceLines, MetricsFile, named_log, tensorboard
+from orpo_dist.callbacks import AdviceLines, MetricsFile, Patience, named_log, tensorboard
+from orpo_dist.changes import check_data
 from orpo_dist.checkpoint import go_on_from
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import (
@@ -53,11 +55,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Stage:
-    """run: the settings of the whole run; config: those of this stage; place: None if alone."""
+    """run: the settings of the whole run; config: those of this stage; place: None if alone.
+
+    asked: those of this stage as the user gave them.
+    """
 
     run: ORPOConfig
     config: ORPOConfig
     folder: RunFolder
+    asked: ORPOConfig
     place: Place | None = None
 
     @property
@@ -81,6 +87,8 @@ class Stage:
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
         trainer.settle_budget()
+        own = self.folder if self.place is None else self.folder.stage(self.place.number)
+        checkpoint = here.on_main(partial(own.go_on, checkpoint))
         logger.info("%s%s", f"{self.place}: " if self.place else "", derived_truth(trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
@@ -116,6 +124,10 @@ class Stage:
         tokenizer, encoder = load_encoder(name, config)
         train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
         here.require_same("training data", train_pairs.digest)
+        if checkpoint is not None:
+            compared = partial(check_data, checkpoint, config, train_pairs, eval_pairs)
+            if other := here.on_main(compared):
+                logger.warning("going on from %s with other %s", checkpoint, other)
         if config.curriculum == "margin":
             train_pairs.difficulty = -base_margins(config, train_pairs, here)
         _report_data(self.folder, train_pairs, eval_pairs, self.place)
@@ -128,8 +140,10 @@ class Stage:
             processing_class=tokenizer,
             callbacks=[*own, *callbacks],
         )
+        trainer.asked = self.asked
         if self.place is not None:
             trainer.stage, trainer.first_step = self.place.number, self.place.first_step
+        trainer.bad_steps.keep_in(self.folder.bad_steps, trainer.stage, trainer.first_step)
         return trainer
 
     def leave(self, trainer: ORPOTrainer, stop: StopOnSignal) -> int:
@@ -137,6 +151,8 @@ class Stage:
         assert self.place is not None
         trainer.save_model(str(self.folder.stage(self.place.number).path))
         steps = trainer.state.global_step
+        if self.folder.writes:
+            trainer.write_settings(self.folder.stage(self.place.number).path)
         self.folder.finish_stage(self.place.number, steps=steps, metrics=final_metrics(trainer))
         trainer.runtime.wait()
         if stop.exit_code is not None:
@@ -220,8 +236,6 @@ def _callbacks(
     data: dict[str, Any],
     place: Place | None,
 ) -> list[Any]:
-    from transformers import EarlyStoppingCallback
-
     lines = MetricsFile(folder.metrics)
     if place is not None:
         lines = MetricsFile(folder.metrics, place.number, place.first_step)
@@ -229,9 +243,7 @@ def _callbacks(
     if "tensorboard" in loggers(config):
         found += tensorboard(folder.tensorboard)
     if config.early_stopping_patience:
-        found.append(
-            EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
-        )
+        found.append(Patience(config.early_stopping_patience, config.early_stopping_threshold))
     return found
 
 

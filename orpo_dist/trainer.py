@@ -18,9 +18,9 @@ from orpo_dist.adapters import going_on
 from orpo_dist.allocator import keep_freed_memory
 from orpo_dist.answering import mend_generation, stop_at
 from orpo_dist.arguments import default_logging_steps, resolve, training_arguments
+from orpo_dist.bad_steps import BadSteps, Suspects
 from orpo_dist.batching import Plan, Step, nll_token_counts
 from orpo_dist.budget import CPU_TOKENS
-from orpo_dist.budget_trainer import BudgetTrainer
 from orpo_dist.callbacks import ProgressLine
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.data import (
@@ -38,6 +38,7 @@ from orpo_dist.objective import orpo_loss
 from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
+from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
@@ -46,7 +47,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(BudgetTrainer):
+class ORPOTrainer(SteadyTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -101,18 +102,19 @@ class ORPOTrainer(BudgetTrainer):
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
-        self.config = config
+        self.config, self.async_save = config, config.async_save
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
-        self._before_step: Tensor | None = None  # of the means
+        self._before_step: tuple[Tensor | None, int] = None, 0  # of the means
+        self.bad_steps, self.suspects = BadSteps(), Suspects()
         super().__init__(
             model=policy,
             args=training_args,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[self.bad_steps, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.args.device.type == "cpu":
@@ -161,7 +163,7 @@ class ORPOTrainer(BudgetTrainer):
             )
         plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
         if self.train_plan is None:  # nothing has told what fits
-            plain["gradient_accumulation"] = 1
+            plain |= {"gradient_accumulation": 1, "global_batch_size": None}
         plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
@@ -215,11 +217,11 @@ class ORPOTrainer(BudgetTrainer):
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
         self.orpo_alpha = self._alpha_of(self.state.global_step)
-        self._before_step = self._train_means.total
+        self._before_step = self._train_means.total, self._train_means.steps
         loss = self.run_micro_batches(model, inputs)
         self._train_means.steps += 1
         self.throughput.add(inputs.work, inputs.total_pairs)
-        return loss
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of steps that are skipped
 
     def micro_batch_loss(self, model: Any, step: LoadedStep, number: int) -> Tensor:
         """As promised to ``BudgetTrainer``."""
@@ -227,10 +229,12 @@ class ORPOTrainer(BudgetTrainer):
         share, metrics = self.compute_objective(scores, step)
         ids = step.category_ids[number]
         self._train_means.add(self._means(share, metrics, step), scores, ids)
+        self.suspects.add(step.pairs[number], share, scores)
         return share
 
     def forget_step(self) -> None:
-        self._train_means.total = self._before_step
+        self._train_means.total, self._train_means.steps = self._before_step
+        self.suspects.forget()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; first finds the token budget, where that is ``auto``."""
@@ -292,16 +296,42 @@ class ORPOTrainer(BudgetTrainer):
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
         return output
 
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """As ``EngineTrainer``, with the place in the plan of the data."""
+        assert self.train_plan is not None
+        self._digest = self._digest or self.train_dataset.digest()
+        place = self.train_plan.place_of(self.state.global_step)
+        return {
+            **super().checkpoint_facts(),
+            "plan": {**place, "data": self._digest},
+        }
+
+    _digest = ""
+
+    def _means_since_last_line(self, logs: dict[str, float]) -> dict[str, float]:
+        """Of the steps that were not skipped; without any, ``logs`` loses its loss."""
+        found = self.throughput.pop()
+        if self._train_means.steps:
+            found |= self._train_means.pop(self.accelerator)
+        if self.bad_steps.total:
+            found["skipped_steps"] = self.bad_steps.total
+            if "loss/orpo" in found:
+                found["loss"] = found["loss/orpo"]  # Trainer divides by skipped steps as well
+            else:
+                del logs["loss"]
+            if self.bad_steps.in_a_row:
+                logs.pop("grad_norm", None)
+        return found
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha.
 
         Of a staged run it counts the steps of all stages, so that they make one curve.
         """
-        if "loss" in logs and self._train_means.steps:
-            logs.update(self.throughput.pop())
-            logs.update(self._train_means.pop(self.accelerator))
+        if "loss" in logs and (self._train_means.steps or self.bad_steps.total):
             logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
             logs["progress"] = self.state.global_step / self.state.max_steps
+            logs.update(self._means_since_last_line(logs))
         if self.stage is not None:
             logs["stage"] = self.stage
         before = self.state.global_step, self.state.max_steps

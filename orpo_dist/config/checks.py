@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WHOLE_RUN = (
     "model", "model_revision", "trainer", "project_name", "overwrite", "resume_from_checkpoint",
     "trust_remote_code", "chat_template", "chat_template_kwargs", "log", "stages", "quantization",
+    "hang_timeout", "async_save",
     "mixed_precision", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
     "merge_adapter",
 )  # fmt: skip

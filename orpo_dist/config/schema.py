@@ -127,6 +127,7 @@ class ORPOConfig(BaseModel):
     scheduler: str = setting("optimisation", "cosine", "learning-rate schedule, as transformers names it")
     optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it; adamw_torch: AdamW, in one fused kernel on a GPU")
     max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
+    max_bad_steps: int = setting("optimisation", 5, "steps in a row that may be skipped because their loss or gradient is no finite number; one more ends the run (0: the first one does)", ge=0)
 
     stages: list[dict[str, Any]] | None = setting("optimisation", None, "a list of stages, each a mapping of settings that differ there (data_path, lr, epochs, orpo_alpha, ...); each goes on from the weights of the last")
 
@@ -152,11 +153,13 @@ class ORPOConfig(BaseModel):
     save_strategy: Strategy | None = setting("schedule", None, "when to save a checkpoint; default: as eval_strategy where the best model is kept, else epoch")
     save_steps: int | None = setting("schedule", None, "steps between checkpoints, with save_strategy steps", ge=1)
     save_total_limit: int | None = setting("schedule", 2, "checkpoints to keep (the best one is always kept)", ge=1)
+    async_save: bool = setting("schedule", True, "train on while a checkpoint of 64 MiB or more goes to the disk and is checked; it counts from then on")
     logging_steps: int | None = setting("schedule", None, "steps between log lines; default: about 50 a run, at most 10 steps apart", ge=1)
     early_stopping_patience: int | None = setting("schedule", None, "stop after this many evaluations without improvement", ge=1)
     early_stopping_threshold: float = setting("schedule", 0.0, "smaller improvements do not count", ge=0)
     metric_for_best_model: str | None = setting("schedule", None, "evaluation metric that picks the best model; default: loss")
     load_best_model_at_end: bool | None = setting("schedule", None, "finish with the best model instead of the last; default: with early stopping")
+    hang_timeout: float = setting("schedule", 540, "end the job, with the stacks of its ranks, where a step, its data or a batch of an evaluation takes so many seconds and three times the longest before (0: never)", ge=0)
     log: str = setting("schedule", "tensorboard", "tensorboard | none | wandb | mlflow | ... or a comma list")
     trainer_args: dict[str, Any] = setting("schedule", {}, "anything else for transformers' TrainingArguments, as a mapping")
     # fmt: on

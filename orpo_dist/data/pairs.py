@@ -21,6 +21,7 @@ class PairDataset:
     lengths: (N, 3) int32, tokens in prompt, chosen and rejected of each pair.
     category_ids: (N,) int32 into ``categories``. source_ids: (N,) int32, position in ``data_path``.
     difficulty: (N,), higher is harder, where the data or a model have said so.
+    rows: (N, 2) int32, where each pair was read: position in the report's ``files``, and row there.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class PairDataset:
         source_ids: np.ndarray,
         difficulty: np.ndarray | None,
         report: dict[str, Any],
+        rows: np.ndarray | None = None,
     ):
         self.tokens, self.lengths = tokens, lengths
         self.category_ids, self.source_ids = category_ids, source_ids
-        self.difficulty = difficulty
+        self.difficulty, self.rows = difficulty, rows
         self.report = report
         self.categories: list[str] = report["category_names"]
         self._starts = np.concatenate([[0], lengths.sum(1, dtype=np.int64).cumsum()])
@@ -64,6 +66,13 @@ class PairDataset:
         lengths = self.lengths[rows].astype(np.int64)
         return FlatPairs(self.tokens[runs(self._starts[rows], lengths.sum(1))], lengths)
 
+    def origin(self, index: int) -> str:
+        """Where a pair was read, as ``file:row``, for a person to find it; or its number from 0."""
+        if self.rows is None:
+            return f"pair {index}"
+        file, row = self.rows[index]
+        return f"{self.report['files'][file]}{row}"
+
     def digest(self) -> str:
         """A fingerprint of all tokens and of how they are cut into pairs."""
         content = hashlib.blake2b(self.lengths.tobytes())
@@ -75,8 +84,9 @@ class PairDataset:
         folder.mkdir(parents=True)
         for name in ("tokens", "lengths", "category_ids", "source_ids"):
             np.save(folder / f"{name}.npy", getattr(self, name))
-        if self.difficulty is not None:
-            np.save(folder / "difficulty.npy", self.difficulty)
+        for name in ("difficulty", "rows"):
+            if getattr(self, name) is not None:
+                np.save(folder / f"{name}.npy", getattr(self, name))
         (folder / "report.json").write_text(json.dumps(self.report), encoding="utf-8")
 
     @classmethod
@@ -87,6 +97,8 @@ class PairDataset:
         lengths, category_ids, source_ids = (
             np.load(folder / f"{name}.npy") for name in ("lengths", "category_ids", "source_ids")
         )
-        hard = folder / "difficulty.npy"
-        difficulty = np.load(hard) if hard.exists() else None
-        return cls(tokens, lengths, category_ids, source_ids, difficulty, report)
+        difficulty, rows = (
+            np.load(folder / name) if (folder / name).exists() else None
+            for name in ("difficulty.npy", "rows.npy")
+        )
+        return cls(tokens, lengths, category_ids, source_ids, difficulty, report, rows)

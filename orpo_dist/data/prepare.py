@@ -28,7 +28,7 @@ from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
-FORMAT = 4  # raise when tokenisation or the cache layout changes
+FORMAT = 5  # raise when tokenisation or the cache layout changes
 BATCH = 256  # rows tokenised at a time
 
 
@@ -123,15 +123,19 @@ def build(
     difficulty: list[float] = []
     categories: dict[str, int] = {}
     numbers: dict[str, int] = {}
+    files: dict[str, int] = {}
+    rows: list[tuple[int, int]] = []
     for number, source in enumerate(sources):
         report.start_source(paths[number] if paths else source.name)
         default = source.name if len(sources) > 1 else ""
-        for example, pair in _pairs(source, encoder, columns, report, strict, progress):
+        for origin, example, pair in _pairs(source, encoder, columns, report, strict, progress):
             name = example.category or default
             categories[name] = categories.get(name, 0) + 1
             category_ids.append(numbers.setdefault(name, len(numbers)))
             source_ids.append(number)
             difficulty.append(example.difficulty)
+            file, row = _file_and_row(origin)
+            rows.append((files.setdefault(file, len(files)), row))
             lengths.append((len(pair.prompt), len(pair.chosen), len(pair.rejected)))
             tokens.append(np.asarray(pair.prompt + pair.chosen + pair.rejected, dtype=np.int32))
     if not tokens:
@@ -143,8 +147,15 @@ def build(
         np.asarray(category_ids, dtype=np.int32),
         np.asarray(source_ids, dtype=np.int32),
         np.asarray(difficulty) if columns.difficulty else None,
-        report.finish(table, categories),
+        {**report.finish(table, categories), "files": list(files)},
+        np.asarray(rows, dtype=np.int32),
     )
+
+
+def _file_and_row(origin: str) -> tuple[str, int]:
+    """``pairs.jsonl:12`` as what stands before the number, and the number."""
+    file = origin.rstrip("0123456789")
+    return file, int(origin[len(file) :])
 
 
 def _pairs(
@@ -154,8 +165,8 @@ def _pairs(
     report: DataReport,
     strict: bool,
     progress: bool,
-) -> Iterator[tuple[Example, Encoded]]:
-    """Usable pairs of one source with what they came from; everything else goes to the report."""
+) -> Iterator[tuple[str, Example, Encoded]]:
+    """Usable pairs of one source with where they came from; all else goes to the report."""
 
     def reject(origin: str, why: Unusable) -> None:
         if strict:
@@ -186,7 +197,7 @@ def _pairs(
             for note in record.notes:
                 report.note(record.origin, note)
             report.keep(record.origin, result)
-            yield example, result
+            yield record.origin, example, result
     report.said += reading.conclude()
 
 

@@ -1,7 +1,8 @@
 """``accelerate launch`` that hands signals to its workers and passes on how they ended.
 
 The plain one turns every exit code into 1 and kills its workers 30 s after SIGTERM, in the middle
-of a checkpoint; on SIGUSR1 it dies and leaves them alone.
+of a checkpoint; on SIGUSR1 it dies and leaves them alone. Here the first Ctrl-C or SIGTERM gives
+workers all the time they need, and a second one ends them within seconds, also those that hang.
 
     python -m orpo_dist.launch.accelerate launch --config_file FILE ... -m orpo_dist train ...
 """
@@ -12,30 +13,38 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
-from orpo_dist.device import deepspeed_follows_torch
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TEMPORARY, EXIT_USER_ERROR
+from orpo_dist.exits import (
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EXIT_TEMPORARY,
+    EXIT_USER_ERROR,
+)
 from orpo_dist.launch.presets import Preset
+from orpo_dist.lifeline import announce_launcher
+from orpo_dist.signals import ENDING, LAST_WORDS, Demands, hear_signals
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
-TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_REQUEUE, EXIT_INTERRUPTED)
+TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
 
-HANDED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+HANDED_ON = ENDING | {signal.SIGUSR1}
 
 
 def main(arguments: list[str]) -> int:
     """Run ``accelerate launch``; returns the exit code of the worker that ended first."""
+    announce_launcher()
     _listen_for_signals()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from orpo_dist.device import deepspeed_follows_torch
 
     deepspeed_follows_torch()
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
@@ -80,28 +89,52 @@ def preset_environment(preset: Preset) -> dict[str, str]:
 
 def _listen_for_signals() -> None:
     """Hand signals on from a thread: the main one may sit in a rendezvous, deaf, for minutes."""
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     for number in HANDED_ON:
-        signal.signal(number, lambda *_: None)  # Python writes the number into the socket
+        signal.signal(number, lambda *_: None)  # the thread is told all the same
+    demands = Demands()
 
-    def listen() -> None:
-        while number := receiver.recv(1):
-            if number[0] in HANDED_ON:
-                _hand_on(number[0])
+    def hear(number: int) -> None:
+        if number in HANDED_ON:
+            _hand_on(number)
+            if demands.final(number):
+                _end_workers()
 
-    threading.Thread(target=listen, daemon=True).start()
+    hear_signals(hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
 
 
 def _hand_on(number: int) -> None:
     """Workers know what to do with a signal; this process ends when they have."""
-    workers = [p for p in psutil.Process().children() if _is_worker(p)]
+    workers = _workers()
     if not workers:  # none yet: there is nothing to save, and nobody to wait for
         os._exit(EXIT_REQUEUE if number == signal.SIGUSR1 else EXIT_INTERRUPTED)
     for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.send_signal(number)
+
+
+def _end_workers() -> NoReturn:
+    """Give workers a moment to end by themselves, then kill them, also those that hang."""
+    everyone = [member for w in _workers() for member in (w, *_below(w))]
+    psutil.wait_procs(everyone, timeout=LAST_WORDS)
+    killed = [member for w in _workers() for member in (w, *_below(w))]
+    for member in killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    said = f", {len(killed)} processes were killed" if killed else ""
+    print(f"orpo-dist: ended at once, asked twice{said}", file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if _is_worker(p)]
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _is_worker(process: psutil.Process) -> bool:

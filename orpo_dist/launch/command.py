@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from orpo_dist.launch.gpus import visible_gpus
 from orpo_dist.launch.machine import await_first_machine, check_first_machine, free_port
 from orpo_dist.launch.presets import Preset
+from orpo_dist.signals import ENDING
 from orpo_dist.types import UserError
 
 MULTI_MACHINE_PORT = 29500  # as everywhere; all machines must agree on it
@@ -48,6 +50,8 @@ class Launch:
     def run(self) -> None:
         """Does not return."""
         sys.stdout.flush()
+        # Until the launcher listens (and unblocks them), signals wait; a mask outlives exec.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGUSR1})
         os.execve(self.argv[0], self.argv, {**os.environ, **self.environment})  # noqa: S606
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from orpo_dist.compatibility import accumulation, refuse_impossible
+from orpo_dist.changes import check_changes
+from orpo_dist.compatibility import refuse_impossible
 from orpo_dist.config import ORPOConfig
 from orpo_dist.launch import presets
 from orpo_dist.launch.command import (
@@ -57,7 +58,7 @@ def launch(options: argparse.Namespace, config: ORPOConfig | None) -> int:
     processes = processes_of(preset, topology)
     if config is not None:
         refuse_impossible(config, preset.engine)
-        accumulation(config, processes)
+        check_changes(config, processes)
     elif preset.engine.name not in ("single", "ddp"):
         raise UserError(
             f"preset {preset.name}: evaluation shares out the data and not the model; use ddp"

@@ -19,6 +19,7 @@ from typing import Any
 from orpo_dist.config import ORPOConfig
 from orpo_dist.exits import (
     EXIT_GAVE_UP,
+    EXIT_HUNG,
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
     EXIT_TEMPORARY,
@@ -161,6 +162,11 @@ class Attempt:
         return EXIT_TEMPORARY in (self.status, *self.codes.values())
 
     @property
+    def hung(self) -> bool:
+        """A rank hung, as a bad card or network makes it: elsewhere it may go on."""
+        return EXIT_HUNG in (self.status, *self.codes.values())
+
+    @property
     def crashed(self) -> bool:
         return self.status != 0 and not self.cause and not self.requeue_wanted
 
@@ -180,6 +186,8 @@ def decide(attempt: Attempt) -> Verdict:
     what = attempt.cause or ("failed" if attempt.crashed else "stopped by SIGUSR1")
     if attempt.failed_for_now:
         what = "the network or a server failed"
+    elif attempt.hung:
+        what = "a rank hung"
     before, now = attempt.step_before, attempt.step_now
     if attempt.restarts >= attempt.max_requeues:
         return _give_up(
@@ -189,7 +197,7 @@ def decide(attempt: Attempt) -> Verdict:
         )
     if before is not None and now is not None and now > before:
         return Verdict(EXIT_REQUEUE, f"{what} with step {now} saved; queued again to go on there")
-    again = attempt.failed_for_now or (before is None and attempt.requeue_wanted)
+    again = attempt.failed_for_now or attempt.hung or (before is None and attempt.requeue_wanted)
     if attempt.cause == "preempted" or again:
         return Verdict(EXIT_REQUEUE, f"{what}; queued again")
     if before is None:

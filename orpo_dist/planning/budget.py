@@ -7,6 +7,7 @@ the micro-batch traced, says what fits; rank 0 computes it, for all.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -46,7 +47,7 @@ def _budget(
 ) -> int:
     prompt, chosen, rejected = (int(n) for n in plan.lengths[plan.sizes.argmax()])
     size = int(plan.sizes.max())
-    per_rank = plan.global_batch // plan.world_size
+    per_rank = math.ceil(plan.global_batch / plan.world_size)
     estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
     most = pairs_at_most(config, size, per_rank, machine.gpu)
     try:

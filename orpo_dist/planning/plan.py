@@ -72,7 +72,7 @@ class Planner:
         self.estimator, self.data, self.rates, self.nvme = estimator, data, rates, nvme
         self.config, self.machine = estimator.config, estimator.machine
         self.per_rank = self.config.batch_size * accumulation(self.config, self.machine.processes)
-        self.global_batch = self.per_rank * self.machine.processes
+        self.global_batch = self.config.global_batch_size or self.per_rank * self.machine.processes
 
     def methods(self) -> list[Method]:
         """The one that is asked for, then the others."""

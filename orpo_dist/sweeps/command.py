@@ -69,6 +69,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from orpo_dist.failure import say
     from orpo_dist.sweeps.driver import SweepInterrupted, sweep
     from orpo_dist.sweeps.page import REPORT
+    from orpo_dist.sweeps.records import crashed_trials
     from orpo_dist.sweeps.results import read_results
 
     try:
@@ -80,6 +81,12 @@ def run_sweep(options: argparse.Namespace) -> int:
         return stop.exit_code
     project = Path(config.project_name).expanduser().resolve()
     print(project / REPORT)
+    if crashed := crashed_trials(project):
+        say(
+            f"trial {crashed[0].name} failed, {crashed[0].why}, and {len(crashed) - 1} more: "
+            "--resume --retry-failed tries them again"
+        )
+        return EXIT_CRASH
     return 0 if read_results(project).best is not None else EXIT_CRASH
 
 

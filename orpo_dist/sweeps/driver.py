@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.lock import LOCK, held
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.cluster import (
     capacities,
@@ -93,6 +94,14 @@ def sweep(
     if stages > 1:
         refuse_unrefinable(source)
     project = Path(source.project_name).expanduser().resolve()
+    with held(project):
+        return _sweep_in(project, source, resume, retry_failed, stages)
+
+
+def _sweep_in(
+    project: Path, source: SweepConfig, resume: bool, retry_failed: bool, stages: int
+) -> ResultGrid:
+    """``sweep`` in a folder that is this sweep's alone."""
     going_on = open_project(project, source, resume)
     ours = connect()
     try:
@@ -135,7 +144,7 @@ def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
         _require_same(before, config, project)
         if (state / "tuner.pkl").exists():
             ray_goes_on = _ray_goes_on(before, config, known, project)
-    elif not file.exists() and project.exists() and any(project.iterdir()):
+    elif not file.exists() and {path.name for path in project.glob("*")} - {LOCK}:
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
         project.mkdir(parents=True, exist_ok=True)

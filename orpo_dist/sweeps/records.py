@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.folder import RunFolder, read_json, write_json
+from orpo_dist.lineage import ASIDE, SAVING
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.worker import FAILURE
 
@@ -100,8 +101,9 @@ def _point(trial: Trial) -> str:
 
 def drop_weights(folder: Path, checkpoints_only: bool) -> None:
     """Delete the checkpoints of a run, and its model too; what it has logged stays."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    for name in ("checkpoint-*", ASIDE, SAVING):
+        for checkpoint in folder.glob(name):
+            shutil.rmtree(checkpoint, ignore_errors=True)
     for weights in [] if checkpoints_only else folder.glob("*.safetensors"):
         weights.unlink()
 
@@ -120,6 +122,18 @@ def read_trials(project: Path) -> list[Trial]:
     """All trials that a sweep's folder holds a record of, by name."""
     found = (read_trial(path) for path in sorted(project.glob(f"trials/*/{RECORD}")))
     return [trial for trial in found if trial is not None]
+
+
+def crashed_trials(project: Path) -> list[Trial]:
+    """Failed trials of a sweep and its stages whose settings were not what they failed by."""
+    stages = [project, *sorted(project.glob("stage-*"))]
+    return [
+        trial
+        for stage in stages
+        for trial in read_trials(stage)
+        if trial.status == "failed"
+        and not read_json(folder_of(stage, trial.name) / FAILURE).get("final")
+    ]
 
 
 def forget_failures(folder: Path) -> None:

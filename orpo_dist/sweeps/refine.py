@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orpo_dist.compatibility import accumulation
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.plots import STEEP
@@ -97,8 +96,7 @@ def _allowed(name: str, values: list[float], results: Results) -> list[float]:
     sweep, kept = results.sweep, []
     for value in values:
         try:
-            config = sweep.run_config({**results.best.settings, name: value}, "trial")
-            accumulation(config, sweep.workers_per_trial)
+            sweep.run_config({**results.best.settings, name: value}, "trial")
         except UserError:
             continue
         kept.append(value)

@@ -17,14 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.folder import (
-    RunFolder,
-    is_complete,
-    newest_checkpoint,
-    read_json,
-    read_metrics,
-    write_json,
-)
+from orpo_dist.folder import RunFolder, read_json, read_metrics, write_json
+from orpo_dist.lineage import unusable, whole_checkpoint
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.metrics import evaluation_metrics
 from orpo_dist.sweeps.records import RECORD, read_trial
@@ -142,14 +136,14 @@ def _take_over(checkpoint: Any, name: str, folder: Path) -> None:
 
 
 def adopt(checkpoint: Path, folder: Path) -> None:
-    """Make ``checkpoint`` the only one of a run folder; its newest neighbour if it is gone.
+    """Make ``checkpoint`` the only one of a run folder; its newest whole neighbour if it is not.
 
     Files are linked where the file system can: they are written once and never changed.
     """
-    while not is_complete(checkpoint):
-        newest = newest_checkpoint(checkpoint.parent)
+    if reason := unusable(checkpoint):
+        newest = whole_checkpoint(checkpoint.parent)
         if newest is None:
-            raise TrialFailed(f"{checkpoint}: is gone, and so are all others beside it")
+            raise TrialFailed(f"{checkpoint}: {reason}, and none beside it is whole")
         checkpoint = newest
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / ".adopted"

@@ -13,6 +13,7 @@ from typing import Any
 from orpo_dist.config import build_config
 from orpo_dist.failure import LOST
 from orpo_dist.folder import write_json
+from orpo_dist.lock import InUse
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -37,7 +38,8 @@ def train_worker(task: dict[str, Any]) -> None:
         _be_alone()
     os.environ.update(preset_environment(preset))
     set_up_logging()
-    config = build_config(task["config"])
+    # A checkpoint that is reported is in its place: other trials may go on from it at once.
+    config = build_config({**task["config"], "async_save": False})
     folder = Path(config.project_name)
     if os.environ.get("RANK", "0") == "0":
         _leave_place(folder)
@@ -86,7 +88,7 @@ def _leave_reason(folder: Path, error: BaseException) -> None:
         folder / FAILURE,
         {
             "reason": ": ".join(part for part in (reason, first) if part)[:500],
-            "final": memory or isinstance(error, UserError),
+            "final": memory or (isinstance(error, UserError) and not isinstance(error, InUse)),
             "rank": int(os.environ.get("RANK", "0")),
             "traceback": "".join(traceback.format_exception(error)),
         },

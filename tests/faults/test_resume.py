@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist import UserError, train
+from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from orpo_dist.folder import newest_checkpoint, read_metrics
 from tests.conftest import DEMO
+from tests.launching import finish, listens_for, start, wait_until
 from tests.unit.test_run import settings
 
 STEPS = {
@@ -58,7 +60,7 @@ def test_resumed_curve_and_weights_equal_the_uninterrupted_run(
             torch.testing.assert_close(mine[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def start(model: Path, folder: Path, *flags: str) -> subprocess.Popen[str]:
+def start_training(model: Path, folder: Path, *flags: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "orpo_dist", "train", "--model", str(model), "--data-path",
         str(DEMO / "train.jsonl"), "--project-name", str(folder), "--batch-size", "4",
@@ -80,14 +82,14 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 def test_sigkill_then_auto_resume(tiny_model_dir: Path, tmp_path: Path) -> None:
-    process = start(tiny_model_dir, tmp_path)
+    process = start_training(tiny_model_dir, tmp_path)
     wait_for_step(tmp_path, 23, process)
     process.kill()
     process.wait()
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     killed = curve(tmp_path)
-    rerun = start(
+    rerun = start_training(
         tiny_model_dir, tmp_path, "--resume-from-checkpoint", "auto", "--scheduler", "cosine"
     )
     wait_for_step(tmp_path, max(killed) + 2, rerun)
@@ -100,7 +102,7 @@ def test_sigkill_then_auto_resume(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_stop_cleanly(tiny_model_dir: Path, tmp_path: Path, number: int) -> None:
-    process = start(tiny_model_dir, tmp_path)
+    process = start_training(tiny_model_dir, tmp_path)
     wait_for_step(tmp_path, 12, process)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
@@ -144,3 +146,19 @@ def test_resuming_after_the_last_step_changes_nothing(tiny_model_dir: Path, tmp_
 def test_auto_without_a_checkpoint_starts_afresh(tiny_model_dir: Path, tmp_path: Path) -> None:
     train(settings(tiny_model_dir, tmp_path, resume_from_checkpoint="auto"))
     assert max(curve(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("launch", [(), ("launch", "ddp", "--num-processes", "2", "--")])
+def test_a_signal_while_modules_load_is_no_traceback(
+    launch: tuple[str, ...], seconds: float, number: signal.Signals
+) -> None:
+    words = [sys.executable, "-m", "orpo_dist", *launch, "train", "--model", "none"]
+    process = start(words)
+    wait_until(lambda: listens_for(process, signal.SIGTERM), process)
+    time.sleep(seconds)
+    process.send_signal(number)
+    code, _, errors = finish(process)
+    assert code in (EXIT_INTERRUPTED, EXIT_USER_ERROR), errors  # the latter was faster
+    assert "Traceback" not in errors

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from orpo_dist import ORPOTrainer, UserError, load, load_config, train
 from orpo_dist.folder import read_metrics
+from orpo_dist.manifest import facts_of, files_in, fingerprints, seal
 from tests.conftest import DEMO
 from tests.unit.test_run import settings
 
@@ -49,12 +50,17 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     train(settings(tiny_model_dir, tmp_path / "a", peft=True, lora_r=4))
-    foreign = str(tmp_path / "a" / "checkpoint-4")
-    for changes in ({"peft": True, "lora_r": 8}, {}):
-        config = settings(tiny_model_dir, tmp_path / "b", **changes)
-        with pytest.raises(UserError, match="does not fit here") as caught:
-            train(config.replace(resume_from_checkpoint=foreign, overwrite=True))
-        assert "\n" not in str(caught.value)
+    checkpoint = tmp_path / "a" / "checkpoint-4"
+    foreign = str(checkpoint)
+    for says in ("cannot change: ", "does not fit here"):
+        for changes in ({"peft": True, "lora_r": 8}, {}):
+            config = settings(tiny_model_dir, tmp_path / "b", **changes)
+            with pytest.raises(UserError, match=says) as caught:
+                train(config.replace(resume_from_checkpoint=foreign, overwrite=True))
+            assert "\n" not in str(caught.value)
+        # Sealed again without what tells of the settings: the weights themselves are looked at.
+        (checkpoint / "settings.json").unlink(missing_ok=True)
+        seal(checkpoint, fingerprints(checkpoint, files_in(checkpoint)), facts_of(checkpoint))
 
 
 def test_the_saved_config_does_not_replay_an_overwrite(

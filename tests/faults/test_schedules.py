@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist.folder import RunFolder, newest_checkpoint
-from tests.faults.test_resume import curve, start, wait_for_step
+from tests.faults.test_resume import curve, start_training, wait_for_step
 
 STAGES = [
     {"orpo_alpha": 0},
@@ -28,7 +28,7 @@ KILLED = {"stages": (23, 90), "curriculum": (57,)}
 
 
 def finish(model: Path, folder: Path, *flags: str) -> None:
-    process = start(model, folder, *flags)
+    process = start_training(model, folder, *flags)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
@@ -42,7 +42,7 @@ def test_killed_again_and_again_it_equals_the_uninterrupted(
     resume = [*FLAGS[kind], "--resume-from-checkpoint", "auto"]
     finish(tiny_model_dir, whole, *FLAGS[kind])
     for step in KILLED[kind]:
-        process = start(tiny_model_dir, killed, *resume)
+        process = start_training(tiny_model_dir, killed, *resume)
         wait_for_step(killed, step, process)
         process.kill()
         process.wait()
@@ -59,7 +59,7 @@ def test_killed_again_and_again_it_equals_the_uninterrupted(
 def test_a_signal_in_the_second_stage_stops_with_a_checkpoint_there(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    process = start(tiny_model_dir, tmp_path, *FLAGS["stages"])
+    process = start_training(tiny_model_dir, tmp_path, *FLAGS["stages"])
     wait_for_step(tmp_path, 52, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.slurm.conftest import Submit, SubmittedJob, Training
 
 ONE = ("--nodes=1",)
@@ -18,8 +19,8 @@ def test_two_nodes_train_with_zero_2(submit: Submit, training: Training) -> None
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.logs()
     assert "preflight: fit are node1, node2" in job.output
     assert "zero2 on 2 processes" in job.log(0)
-    shards = (training.run / "run" / "checkpoint-6").glob("global_step6/zero_pp_rank_*")
-    assert len(list(shards)) == 2  # the optimizer's state really is cut in two
+    parts = (training.run / "run" / "checkpoint-6" / "optimizer").glob("rank-*.safetensors")
+    assert len(list(parts)) == 2  # the optimizer's state really is cut in two
     assert (job.job_folder / "attempt-0" / "node2.log").exists()
     assert job.records("end")[0]["codes"] == {"0": 0, "1": 0}
     assert training.steps() == list(range(1, 7))
@@ -126,6 +127,54 @@ def test_an_array_requeues_only_the_task_that_was_stopped(
     for task in tasks:
         assert task.wait()["Restarts"] == str(int(task is stopped)), task.logs()
     assert all(training.steps(number) == list(range(1, 301)) for number in ("1", "2"))
+
+
+# Loaded by Python itself: rank 0 stands still as soon as the checkpoint of step 10 begins to exist.
+STOPS_IN_A_SAVE = """
+import glob, os, signal, threading, time
+
+def watch():
+    while not glob.glob(os.environ["SAVING"]):
+        time.sleep(0.0005)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+first = os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+if os.environ.get("RANK") == "0" and first and "SAVING" in os.environ:
+    threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_in_a_save_and_a_requeue_onto_the_other(
+    submit: Submit, training: Training
+) -> None:
+    """The node of rank 0, which holds the lock of the run folder and writes the checkpoint."""
+    (training.run / "sitecustomize.py").write_text(STOPS_IN_A_SAVE)
+    run = training.run / "run"
+    job = submit(
+        "slurm.sbatch", *training.command(20), ORPO_PRESET="ddp",
+        SAVING=str(run / ".saving" / "checkpoint-10*"), PYTHONPATH=f"{training.run}:{ROOT}",
+    )  # fmt: skip
+    job.until(lambda: list(run.glob(".saving/checkpoint-10*")), seconds=180)
+    assert training.saved() == 5
+    job.cluster.kill_node("node1")
+    job.until(lambda: job.show()["Restarts"] == "1")
+    assert training.saved() == 5
+    fewer = ("NumNodes=1-1", "NumTasks=1", "NumCPUs=1")
+    job.cluster.client("scontrol", "update", f"JobId={job.id}", *fewer)
+    assert job.wait(300)["ExitCode"] == "0:0", job.logs()
+    assert [(line["step"], line["nodes"]) for line in job.records("begin")] == [
+        (0, "node[1-2]"),
+        (5, "node2"),
+    ]
+    assert "the lock of process " in job.log(1, "node2")
+    assert "ddp on 2 processes" in job.log(0) and "single on 1 process" in job.log(1, "node2")
+    losses = [
+        re.findall(r"train 10/20  loss (\S+)", log) for log in (job.log(0), job.log(1, "node2"))
+    ]
+    assert losses[0] == losses[1] != []
+    assert training.steps() == list(range(1, 21))  # went on where it stood, in the same batches
+    assert training.status() == "completed"
 
 
 @pytest.mark.slow

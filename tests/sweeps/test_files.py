@@ -198,10 +198,3 @@ def test_a_sweep_that_is_not_there() -> None:
 def test_what_every_trial_needs(base: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         refuse_unfit(load_sweep({"space": SPACE, "base": base}))
-
-
-def test_a_batch_that_does_not_divide_is_refused_before_anything_starts() -> None:
-    base = {"model": "m", "data_path": ["d"], "valid_data_path": ["v"], "global_batch_size": 6}
-    sweep = load_sweep({"space": SPACE, "base": base, "workers_per_trial": 4})
-    with pytest.raises(UserError, match="global_batch_size 6: is not divisible"):
-        refuse_unfit(sweep)

@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.folder import newest_checkpoint
+from orpo_dist.lineage import newest_checkpoint
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.metrics import evaluation_metrics
-from orpo_dist.sweeps.records import Trial, drop_weights, rank, rank_by_point, read_trials
+from orpo_dist.sweeps.records import (
+    Trial,
+    crashed_trials,
+    drop_weights,
+    rank,
+    rank_by_point,
+    read_trials,
+)
 from orpo_dist.sweeps.trial import (
     Reports,
     TrialFailed,
@@ -28,19 +35,12 @@ from orpo_dist.sweeps.trial import (
 )
 from orpo_dist.sweeps.worker import FAILURE, _leave_reason
 from orpo_dist.types import UserError
-
-
-def checkpoint(folder: Path, step: int, text: str = "weights") -> Path:
-    made = folder / f"checkpoint-{step}"
-    made.mkdir(parents=True)
-    (made / "model.safetensors").write_text(text)
-    (made / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return made
+from tests.checkpoints import make_checkpoint
 
 
 def test_an_adopted_checkpoint_replaces_the_trial_s_own(tmp_path: Path) -> None:
-    donor = checkpoint(tmp_path / "donor", 20, "better")
-    checkpoint(tmp_path / "own", 30)
+    donor = make_checkpoint(tmp_path / "donor", 20, "better")
+    make_checkpoint(tmp_path / "own", 30)
     adopt(donor, tmp_path / "own")
     found = newest_checkpoint(tmp_path / "own")
     assert found == tmp_path / "own" / "checkpoint-20"
@@ -50,12 +50,30 @@ def test_an_adopted_checkpoint_replaces_the_trial_s_own(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_gone_is_replaced_by_its_newest_neighbour(tmp_path: Path) -> None:
-    checkpoint(tmp_path / "donor", 24)
-    checkpoint(tmp_path / "donor", 28)
+    make_checkpoint(tmp_path / "donor", 24)
+    make_checkpoint(tmp_path / "donor", 28)
     adopt(tmp_path / "donor" / "checkpoint-20", tmp_path / "own")
     assert newest_checkpoint(tmp_path / "own") == tmp_path / "own" / "checkpoint-28"
-    with pytest.raises(TrialFailed, match="is gone"):
+    with pytest.raises(TrialFailed, match="is not there, and none beside it is whole"):
         adopt(tmp_path / "nobody" / "checkpoint-1", tmp_path / "own")
+
+
+def test_a_cut_checkpoint_is_replaced_by_the_whole_one_beside_it(tmp_path: Path) -> None:
+    whole = make_checkpoint(tmp_path / "donor", 20)
+    cut = make_checkpoint(tmp_path / "donor", 30)
+    (cut / "model.safetensors").write_text("wei")
+    adopt(cut, tmp_path / "own")
+    found = newest_checkpoint(tmp_path / "own")
+    assert found is not None and found.name == whole.name
+
+
+def test_a_crash_is_no_result_of_a_search(tmp_path: Path) -> None:
+    """What the settings are to blame for is; the exit code of the sweep tells them apart."""
+    for name, final in (("a", True), ("b", False), ("c", None)):
+        trial = Trial(name, {}, "failed" if final is not None else "finished")
+        trial.save(tmp_path / "stage-2" if name == "b" else tmp_path)
+    (tmp_path / "trials" / "a" / FAILURE).write_text('{"final": true}')
+    assert [trial.name for trial in crashed_trials(tmp_path)] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +172,7 @@ def test_a_trial_that_diverges_fails_at_once(tmp_path: Path) -> None:
 
 
 def test_weights_are_dropped_and_logs_stay(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 4)
+    make_checkpoint(tmp_path, 4)
     for name in ("model.safetensors", "metrics.jsonl", "run.json"):
         (tmp_path / name).write_text("{}")
     drop_weights(tmp_path, checkpoints_only=True)
@@ -226,7 +244,7 @@ def test_the_driver_records_what_ray_tells_it_and_keeps_the_best(live: Any, tmp_
         trial = ray_trial(number, 10.0 ** (number - 6))
         live.on_trial_start(0, [], trial)
         folder = tmp_path / "trials" / trial.name
-        checkpoint(folder, 5)
+        make_checkpoint(folder, 5)
         (folder / "model.safetensors").write_text("x")
         result = {"step": 5, "percent": 50.0, "accuracy": accuracy, "finished": finished}
         live.on_trial_result(0, [], trial, result)
@@ -254,7 +272,7 @@ def test_where_all_models_are_kept_a_finished_trial_keeps_no_checkpoints(
     for number, finished in enumerate([True, False]):
         trial = ray_trial(number, 10.0 ** (number - 6))
         live.on_trial_start(0, [], trial)
-        checkpoint(tmp_path / "trials" / trial.name, 5)
+        make_checkpoint(tmp_path / "trials" / trial.name, 5)
         (tmp_path / "trials" / trial.name / "model.safetensors").write_text("x")
         live.on_trial_result(0, [], trial, {"step": 5, "accuracy": 0.5, "finished": finished})
         live.on_trial_complete(0, [], trial)

@@ -53,6 +53,7 @@ def test_a_healthy_run_is_left_alone() -> None:
     ("rule", "log"),
     [
         ("not_finite", changed("grad_norm", lambda p: float("nan") if p > 0.5 else 1.0)),
+        ("not_finite", changed("skipped_steps", lambda p: 3 * (p > 0.5))),
         ("not_finite", changed("loss/orpo", lambda p: float("inf") if p == 1 else 1.0)),
         ("exploding_gradients", changed("grad_norm", lambda p: 10.1 if p > 0.85 else 1.0)),
         ("nll_rising", changed("loss/sft", lambda p: 2.0 + max(0, p - 0.5))),
@@ -165,7 +166,14 @@ def test_a_learning_rate_out_of_hand(
     tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found, _ = real(
-        tiny_model_dir, tmp_path, caplog, lr=30, optimizer="sgd", max_grad_norm=0, warmup_ratio=0
+        tiny_model_dir,
+        tmp_path,
+        caplog,
+        lr=30,
+        optimizer="sgd",
+        max_grad_norm=0,
+        warmup_ratio=0,
+        max_bad_steps=99,
     )
     assert found[0] == "not_finite"
     assert "flat_margins" not in found  # NaN is no trend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,57 @@ import torch
 from safetensors.torch import save_file
 
 from orpo_dist import ORPOConfig, UserError
-from orpo_dist.checkpoint import IncompleteWeights, check_weights, go_on_from, record_topology
+from orpo_dist.checkpoint import IncompleteWeights, check_weights, go_on_from, without_twins
 from orpo_dist.engines import Engine
+from orpo_dist.manifest import seal
 from orpo_dist.runtime import Runtime
 
 
-def here(engine: str, world_size: int) -> Runtime:
-    return Runtime(world_size=world_size, engine=Engine(engine))
+def facts(engine: str, world_size: int) -> dict[str, Any]:
+    return {"engine": engine, "world_size": world_size, "global_batch_size": 48}
 
 
-@pytest.mark.parametrize(
-    ("wrote", "reads", "may"),
-    [
-        (("single", 1), ("ddp", 4), True),
-        (("ddp", 4), ("single", 1), True),
-        (("fsdp2", 2), ("fsdp2", 4), True),
-        (("zero2", 2), ("zero2", 2), True),
-        (("zero2", 2), ("zero2", 4), False),
-        (("zero2", 2), ("zero3", 2), False),
-        (("ddp", 2), ("zero1", 2), False),
-        (("fsdp2", 2), ("ddp", 2), False),
-    ],
-)
-def test_engines_and_world_sizes(
-    wrote: tuple[str, int], reads: tuple[str, int], may: bool, tmp_path: Path
+def here(engine: str, world_size: int, offload: str = "none") -> Runtime:
+    return Runtime(world_size=world_size, engine=Engine(engine, offload))
+
+
+def elastic(checkpoint: Path) -> None:
+    (checkpoint / "optimizer").mkdir()
+    (checkpoint / "optimizer" / "state.json").write_text("{}")
+
+
+@pytest.mark.parametrize("wrote", [("single", 1), ("zero2", 2), ("fsdp2", 3)])
+@pytest.mark.parametrize("reads", [("single", 1), ("ddp", 4), ("zero1", 2), ("zero3", 5)])
+def test_any_engine_goes_on_on_any_number(
+    wrote: tuple[str, int], reads: tuple[str, int], tmp_path: Path
 ) -> None:
-    record_topology(tmp_path, here(*wrote), global_batch=48)
-    if may:
-        assert go_on_from(tmp_path, ORPOConfig(), here(*reads)).global_batch_size == 48
-        return
-    with pytest.raises(UserError, match=rf"launch {wrote[0]} --num-processes {wrote[1]}'"):
-        go_on_from(tmp_path, ORPOConfig(), here(*reads))
+    seal(tmp_path, {}, facts(*wrote))
+    elastic(tmp_path)
+    assert go_on_from(tmp_path, ORPOConfig(), here(*reads)).global_batch_size == 48
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    seal(tmp_path, {}, facts("zero2", 2))
+    with pytest.raises(UserError, match=r"lacks optimizer/state\.json.*start anew"):
+        go_on_from(tmp_path, ORPOConfig(), here("zero2", 2))
+
+
+def test_state_on_nvme_stays_with_its_engine_and_number(tmp_path: Path) -> None:
+    seal(tmp_path, {}, facts("zero3", 2))
+    go_on_from(tmp_path, ORPOConfig(), here("zero3", 2, "nvme"))
+    with pytest.raises(UserError, match="zero3 with nvme offload on 3 reads only its own"):
+        go_on_from(tmp_path, ORPOConfig(), here("zero3", 3, "nvme"))
+    with pytest.raises(UserError, match="written by an earlier version, by zero3_nvme"):
+        go_on_from(tmp_path, ORPOConfig(), here("zero3", 2))
+    elastic(tmp_path)
+    with pytest.raises(UserError, match="reads only its own"):
+        go_on_from(tmp_path, ORPOConfig(), here("zero3", 2, "nvme"))
 
 
 def test_another_global_batch_would_be_another_run(tmp_path: Path) -> None:
-    record_topology(tmp_path, here("single", 1), global_batch=48)
-    with pytest.raises(UserError, match="was trained with global_batch_size 48, not 16"):
+    seal(tmp_path, {}, facts("single", 1))
+    elastic(tmp_path)
+    with pytest.raises(UserError, match="steps of 48 pairs, not with global_batch_size 16"):
         go_on_from(tmp_path, ORPOConfig(global_batch_size=16), here("single", 1))
 
 
@@ -71,3 +87,14 @@ def test_weights_that_are_not_whole(
         return
     with pytest.raises(IncompleteWeights, match=complaint):
         check_weights(tmp_path, tiny_model)
+
+
+def test_a_tied_head_is_kept_once(tiny_model: Any) -> None:
+    """Gathered shards come as a copy for each name."""
+    config = copy.deepcopy(tiny_model.config)
+    config.tie_word_embeddings = True
+    for model, names in ((type(tiny_model)(config), ["lm_head.weight"]), (tiny_model, [])):
+        gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert sorted(gathered.keys() - without_twins(gathered, model).keys()) == names
+        gathered["lm_head.weight"] += 1  # tied no more: nothing is lost
+        assert gathered.keys() == without_twins(gathered, model).keys()

@@ -129,6 +129,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "quantization": "int8",
         "eval_strategy": "epoch",
         "save_strategy": "no",
+        "async_save": False,
         "trainer_args": {"adam_beta2": 0.9},
         "stages": [{"lr": 0.25}, {"epochs": 1}],
     }

@@ -63,6 +63,7 @@ DOCUMENTED = {
     "scheduler": "cosine",
     "optimizer": "adamw_torch",
     "max_grad_norm": 1.0,
+    "max_bad_steps": 5,
     "stages": None,
     "mixed_precision": None,
     "attention": "auto",
@@ -86,6 +87,8 @@ DOCUMENTED = {
     "early_stopping_threshold": 0.0,
     "metric_for_best_model": None,
     "load_best_model_at_end": None,
+    "hang_timeout": 540,
+    "async_save": True,
     "log": "tensorboard",
     "trainer_args": {},
 }

@@ -134,8 +134,6 @@ def test_processes_default_to_the_gpus_of_all_machines(
         (["ddp", "--num-processes", "2", "--", "generate", "m"], "launch needs 'train ...'"),
         (["zero2", "--num-processes", "2", "--", "evaluate", "m"], "use ddp"),
         (["ddp", "--num-processes", "2", *TRAIN, "--beta", "1"], "here it is called --orpo-alpha"),
-        (["ddp", "--num-processes", "2", *TRAIN, "--global-batch-size", "12"],
-         "global_batch_size 12: is not divisible by batch_size 4 on 2 processes"),
         (["zero3", "--num-processes", "2", *TRAIN, "--peft", "--quantization", "int8"],
          "zero3 cannot shard int8 weights; use int4"),
         (["fsdp2", "--num-processes", "2", *TRAIN, "--optimizer", "adafactor"],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import orpo_dist.trainer
 from orpo_dist import ORPOConfig, ORPOTrainer
-from orpo_dist.loading import Ahead, LoadedStep, StepDataset, StepSampler
+from orpo_dist.arguments import resolve
+from orpo_dist.loading import Ahead, LoadedStep, StepDataset, StepSampler, make_plan
 
 
 def test_the_next_one_is_made_while_the_present_one_is_used() -> None:
@@ -123,3 +126,17 @@ def test_a_broken_pair_stops_training_with_its_own_message(
     monkeypatch.setattr(StepDataset, "_load", broken)
     with pytest.raises(RuntimeError, match=r"tokens\.npy: cannot be read"):
         losses(tmp_path, tiny_model_dir, demo_rows)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 16])
+def test_a_global_batch_is_kept_on_any_number_of_processes(world: int) -> None:
+    """Also where it does not divide: a run may go on on fewer machines than it began on."""
+    lengths = np.full((21, 3), 7, dtype=np.int32)
+    pairs: Any = SimpleNamespace(lengths=lengths, source_ids=np.zeros(21, int), difficulty=None)
+    config = ORPOConfig(global_batch_size=8, batch_size=2, max_tokens_per_microbatch=None)
+    config = resolve(config, has_eval=False, world_size=world)
+    plan = make_plan(config, pairs, world, hidden_size=64, padded=False)
+    assert (plan.global_batch, plan.steps_per_epoch) == (8, 3)
+    steps = [list(plan.epoch(0, rank)) for rank in range(world)]
+    seen = [i for rank in steps for step in rank for m in step.micro_batches for i in m if i >= 0]
+    assert sorted(seen) == list(range(21))

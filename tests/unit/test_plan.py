@@ -361,7 +361,6 @@ def test_data_of_the_run_are_counted(capsys: Any, tmp_path: Path, tiny_model_dir
         ),
         (["--model", "MODEL", "--gpus", "0", "--from-run", "nowhere"], "no tokens_per_second"),
         (["--model", "MODEL", "--gpus", "0", "--json", "no/such/x.json"], "does not exist"),
-        (["--model", "MODEL", "--gpus", "0", "--global-batch-size", "7"], "not divisible"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -17,6 +17,7 @@ from orpo_dist.exits import recorded, recorded_codes
 from orpo_dist.launch.preflight import BadNodes, Groups, Report, blame, read_reports
 from orpo_dist.launch.probe import STAGES
 from orpo_dist.launch.slurm import Attempt, GaveUp, Job, begin, cause_of, decide, end, first_errors
+from tests.checkpoints import make_checkpoint
 from tests.conftest import ROOT
 
 CRASH = Attempt(
@@ -44,6 +45,10 @@ CRASH = Attempt(
         ({"codes": {0: 75, 1: 130}, "step_now": 10}, 85, "network or a server failed"),
         ({"status": 75, "codes": {}, "step_before": None, "step_now": None}, 85, "queued again"),
         ({"status": 75, "codes": {0: 75}, "restarts": 3}, 75, "ORPO_MAX_REQUEUES"),
+        # a hung rank is tried again without a new checkpoint; begin stops after two such
+        ({"codes": {0: 76}, "status": 76, "step_now": 10}, 85, "a rank hung; queued again"),
+        ({"codes": {0: 76}, "status": 137}, 85, "a rank hung with step 20"),
+        ({"codes": {0: 76}, "status": 76, "restarts": 3}, 76, "ORPO_MAX_REQUEUES"),
         ({"codes": {0: 130, 1: 130}}, 130, "asked to stop"),
         ({"codes": {0: 130}}, 85, "failed"),  # the other rank was killed: no wish, a crash
         ({"codes": {}, "status": 130}, 130, "asked to stop"),
@@ -109,9 +114,7 @@ class Run:
         return flags
 
     def checkpoint(self, step: int) -> None:
-        folder = self.folder / "run" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        make_checkpoint(self.folder / "run", step)
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""A run folder has one writer: a second is refused, and what a dead one left is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_dist import UserError, lock, train
+from orpo_dist.folder import newest_checkpoint
+from orpo_dist.lock import LOCK, held
+from tests.faults.test_resume import start_training, wait_for_step
+from tests.unit.test_run import settings
+
+ELSEWHERE = {"host": "node7", "place": "another boot"}
+
+
+def leave(folder: Path, **changes: Any) -> lock.Holder:
+    """The lock of another process in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    holder = replace(lock._me(), **changes)
+    (folder / LOCK).write_text(json.dumps(asdict(holder)))
+    return holder
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(lock, "DEAD_AFTER", 1.0)
+    monkeypatch.setattr(lock, "ENDING", 0.5)
+
+
+# --- real processes
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    first = start_training(tiny_model_dir, tmp_path)
+    wait_for_step(tmp_path, 3, first)
+    second = start_training(tiny_model_dir, tmp_path, "--overwrite")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    (told,) = [line for line in errors.splitlines() if "error: " in line]
+    assert f"is in use by process {first.pid} on {socket.gethostname()} since 20" in told
+    assert "Traceback" not in errors
+    assert first.poll() is None
+    os.kill(first.pid, signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert newest_checkpoint(tmp_path) is not None
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_relaunch_right_after_a_kill_goes_on_at_once(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    first = start_training(tiny_model_dir, tmp_path)
+    wait_for_step(tmp_path, 12, first)
+    first.kill()  # and not waited for: it is a zombie by now
+    assert (tmp_path / LOCK).exists()
+    second = start_training(tiny_model_dir, tmp_path, "--resume-from-checkpoint", "auto")
+    wait_for_step(tmp_path, 15, second)
+    assert f'"pid": {second.pid}' in (tmp_path / LOCK).read_text()
+    second.kill()
+    for process in (first, second):
+        process.communicate()
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from orpo_dist import UserError, lock
+lock.ENDING = 0.0
+while time.time() < float(sys.argv[2]): pass
+try:
+    with lock.held(Path(sys.argv[1])):
+        print("mine", flush=True)
+        time.sleep(3)
+except UserError:
+    print("not mine")
+"""
+
+
+def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
+    leave(tmp_path, pid=2**22 + 1)
+    words = [sys.executable, "-c", RACER, str(tmp_path), str(time.time() + 2)]
+    racers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    assert sorted(said) == ["mine"] + ["not mine"] * 7
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+# --- who counts as dead
+
+
+def test_released_at_the_end_and_on_errors(tmp_path: Path) -> None:
+    with held(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).exists()
+        (tmp_path / "run" / "weights").touch()
+    with pytest.raises(RuntimeError), held(tmp_path / "new"):
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["weights"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_run_leaves_no_folder(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model_dir, tmp_path / "run", resume_from_checkpoint=str(tmp_path))
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"born": 1.0}])
+def test_a_process_of_this_machine_that_is_gone(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Or whose process id another one has by now."""
+    leave(tmp_path, **changes)
+    began = time.monotonic()
+    with held(tmp_path):
+        assert time.monotonic() - began < 1
+
+
+def test_a_process_of_this_machine_that_runs(tmp_path: Path, brisk: None) -> None:
+    leave(tmp_path)
+    with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on "), held(tmp_path):
+        pass
+
+
+def test_another_machine_that_lives_is_seen_to(tmp_path: Path, brisk: None) -> None:
+    holder = leave(tmp_path, **ELSEWHERE)
+    done = threading.Event()
+    thread = threading.Thread(target=lock._keep, args=(tmp_path / LOCK, holder, done))
+    thread.start()
+    with pytest.raises(UserError, match="on node7 since"), held(tmp_path):
+        pass
+    done.set()
+    thread.join()
+
+
+def test_another_machine_that_is_gone_is_waited_for(tmp_path: Path, brisk: None) -> None:
+    leave(tmp_path, **ELSEWHERE)
+    began = time.monotonic()
+    with held(tmp_path):
+        assert 0.5 < time.monotonic() - began < 5
+    old = time.time() - 1000
+    leave(tmp_path, **ELSEWHERE)
+    os.utime(tmp_path / LOCK, (old, old))
+    began = time.monotonic()
+    with held(tmp_path):
+        assert time.monotonic() - began < 0.5
+
+
+def test_half_a_lock_counts_until_it_is_old(tmp_path: Path, brisk: None) -> None:
+    (tmp_path / LOCK).write_text("")
+    began = time.monotonic()
+    with held(tmp_path):
+        assert time.monotonic() - began > 0.5
+
+
+def test_without_hard_links(tmp_path: Path, brisk: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with held(tmp_path):
+        with pytest.raises(UserError, match="in use"), held(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_was_removed_by_hand_comes_back(tmp_path: Path, brisk: None) -> None:
+    with held(tmp_path):
+        (tmp_path / LOCK).unlink()
+        time.sleep(1)
+        assert (tmp_path / LOCK).exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), held(tmp_path / "file" / "run"):
+        pass
