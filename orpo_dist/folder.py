@@ -88,11 +88,7 @@ class RunFolder:
         goes_on = own or (config.resume_from_checkpoint == "auto" and bool(self.finished_stages()))
         if self.run.exists() and not goes_on:
             if self._holds_work(config.resume_from_checkpoint) and not config.overwrite:
-                raise UserError(
-                    f"project_name {self.path}: already holds a run; choose another name, go on "
-                    "with --resume-from-checkpoint auto if it is unfinished, or replace it with "
-                    "--overwrite"
-                )
+                raise UserError(f"project_name {self.path}: {_taken(config)}")
             self._clear(ARTEFACTS if config.overwrite else RECORDS)
         return checkpoint
 
@@ -209,6 +205,18 @@ class RunFolder:
         if self.writes:
             for scratch in (self.path / SAVING, *self.path.glob(f"{STAGE}*/{SAVING}")):
                 finish_saving(scratch)
+
+
+def _taken(config: ORPOConfig) -> str:
+    if config.resume_from_checkpoint == "auto":
+        return (
+            "holds a model, and no whole checkpoint to go on from; choose another name, or replace "
+            "it with --overwrite"
+        )
+    return (
+        "already holds a run; choose another name, go on with --resume-from-checkpoint auto if it "
+        "is unfinished, or replace it with --overwrite"
+    )
 
 
 def is_own_card(path: Path) -> bool:

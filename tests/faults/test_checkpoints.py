@@ -230,3 +230,15 @@ def test_the_trainer_alone_refuses_what_is_not_whole(
     with pytest.raises(UserError, match=said):
         trainer.train(resume_from_checkpoint=str(cut / "checkpoint-6"))
     assert trainer.state.global_step == 0
+
+
+def test_a_model_beside_damaged_checkpoints_is_not_replaced(
+    whole: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for checkpoint in checkpoints(cut):
+        (checkpoint / MANIFEST).unlink()
+    with pytest.raises(UserError, match="holds a model, and no whole checkpoint to go on from"):
+        train(settings(tiny_model_dir, cut, **STEPS, resume_from_checkpoint="auto"))
+    assert (cut / "model.safetensors").exists()
