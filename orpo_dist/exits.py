@@ -63,13 +63,16 @@ def end_now(code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with ``code``, after Python's own goodbyes.
+    """End this process with ``code``, after Python's own goodbyes; a signal only hurries it.
 
     A rank of several goes without the teardown of C++ libraries: a thread of gloo or DeepSpeed that
     is still there then aborts the process (seen once under ZeRO-2, after a checkpoint was saved),
-    and with it goes the code that launchers and job scripts act on.
+    and with it goes the code that launchers and job scripts act on. One that was interrupted goes
+    so, too: where a Ctrl-C has met an ``exec``, as of a dataclass, CPython ends itself with SIGINT.
     """
-    if "RANK" not in os.environ:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: end_now(code))
+    if "RANK" not in os.environ and code != EXIT_INTERRUPTED:
         sys.exit(code)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

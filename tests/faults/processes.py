@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from orpo_dist.folder import read_metrics
-from tests.launching import Process, finish, rank_process, start
+from tests.launching import Process, finish, listens_for, rank_process, start
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 LONGEST = 1800.0  # s of one attempt; a hung one is killed
@@ -95,7 +95,9 @@ def limit(process: Process, room: int) -> None:
 
 
 def hit(process: Process, number: int, rank: int | None) -> None:
-    """Send a signal to a launcher, or to one of its ranks."""
+    """Send a signal to a launcher that listens, Python being up, or to one of its ranks."""
+    while process.poll() is None and not listens_for(process, signal.SIGTERM):
+        time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError, AssertionError, psutil.Error):  # it has ended
         os.kill(process.pid if rank is None else rank_process(process, rank), number)
 
@@ -127,9 +129,11 @@ def _be_the_command(words: list[str], output: int, room: int | None) -> None:
         if room is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         from orpo_dist.cli import main
-        from orpo_dist.exits import recorded
+        from orpo_dist.exits import leave, recorded
 
         code = recorded(lambda: main(words))
+        with contextlib.suppress(SystemExit):
+            leave(code)
         threading._shutdown()
         atexit._run_exitfuncs()
     except BaseException as error:
