@@ -17,7 +17,7 @@ from orpo_dist.answering import mended_file, own_settings
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import rows_of
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
-from orpo_dist.kinds import embedding_rows, refuse_not_causal
+from orpo_dist.kinds import embedding_rows, refuse_checkpointing, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
 from orpo_dist.reasons import reason_of
@@ -124,11 +124,14 @@ def _named(model: str | None, config: ORPOConfig) -> str:
 def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
     """The policy in its adapter, free of dropout.
 
-    model: a model of transformers, or the name of one to load (default: the config's).
+    model: a model of transformers, or the name of one to load (default: the config's). Raises
+    ``UserError``.
     """
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
         model = load_policy(config)
+    if config.gradient_checkpointing:
+        refuse_checkpointing(model.get_base_model() if hasattr(model, "get_base_model") else model)
     disable_dropout(model)
     return _with_adapter(model, config, peft_config)
 

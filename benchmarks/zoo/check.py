@@ -1,13 +1,11 @@
-"""One family through the real trainer: loaded, scored beside the oracle, trained, saved, planned."""
+"""One family through the real trainer: scored beside the oracle, trained, saved, planned."""
 
 from __future__ import annotations
 
 import copy
-import io
 import json
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,13 @@ from benchmarks.zoo.oracle import (
 from benchmarks.zoo.shapes import tiny_config
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError
 from orpo_dist.kinds import refuse_not_causal
-from orpo_dist.model import load_trained
+from orpo_dist.model import load_model_config, load_trained
+from orpo_dist.planning.data import stated
+from orpo_dist.planning.estimate import Estimator, Machine
+from orpo_dist.planning.plan import Planner
+from orpo_dist.planning.skeleton import Method
+from orpo_dist.planning.speed import Rates
+from orpo_dist.planning.text import heading
 
 ROOT = Path(__file__).parents[2]
 MODES: dict[str, dict[str, Any]] = {
@@ -113,6 +117,8 @@ def _mode(folder: Path, scratch: Path, mode: str) -> Found:
         trainer._checkpoint_as_in_training()
     model.train()
     found |= _beside_oracle(trainer, _reference(folder, model))
+    if config.gradient_checkpointing:
+        return found  # all else is as without
     trainer.train()
     trainer.save_model(str(scratch / "saved"))
     found["reloaded"] = _reloaded(trainer, scratch / "saved", config)
@@ -130,7 +136,7 @@ def _disturb(model: Any) -> None:
 
 
 def _reference(folder: Path, trained: Any) -> Any:
-    """The same weights in a fresh model, in the adapter where there is one, with plain attention."""
+    """The same weights in a fresh model with plain attention, in the adapter if there is one."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -188,33 +194,27 @@ def _keys(folder: Path) -> set[str]:
 
 
 def _plan(folder: Path) -> Found:
-    """Whether ``orpo-dist plan`` works from the config alone, and counts what the model holds."""
+    """Whether ``orpo-dist plan`` can plan it, and counts what the model holds.
+
+    One candidate, as the others differ in arithmetic alone.
+    """
     from transformers import AutoModelForCausalLM
 
-    from orpo_dist.cli import main
-    from orpo_dist.planning.census import take_census
-    from orpo_dist.planning.skeleton import Method
-
-    said, shown = io.StringIO(), io.StringIO()
-    arguments = [
-        "plan",
-        "--model",
-        str(folder),
-        "--gpus",
-        "1",
-        "--gpu-memory",
-        "80",
-        "--asked-only",
-    ]
-    arguments += ["--max-prompt-length", "32", "--max-completion-length", "32"]
-    with redirect_stderr(said), redirect_stdout(shown):
-        code = main(arguments)
-    if code == 2:
-        raise UserError(said.getvalue().strip().splitlines()[-1])
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    config = ORPOConfig(model=str(folder))
-    census = take_census(model.config, config, Method(), "none")
-    return {"counts": census.total - sum(p.numel() for p in model.parameters()), "code": code}
+    config = ORPOConfig(model=str(folder), max_prompt_length=32, max_completion_length=32)
+    hf_config = load_model_config(str(folder), config)
+    estimator = Estimator(hf_config, config, Machine(1, 80.0), (32, 32, 32), partial=True)
+    plan = Planner(estimator, stated(config, hf_config, None, None), Rates(1e12, 1.0))
+    heading(plan)
+    plan.candidate(Method(), "single", False)
+    census = estimator.census(Method())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config)
+    return {
+        "counts": census.total - sum(p.numel() for p in model.parameters()),
+        "active": census.active / census.total,
+        "flops": census.flops is not None,
+        "untraced": estimator.untraced,
+    }
 
 
 def _caught(work: Callable[[], Found]) -> Found:
@@ -246,7 +246,8 @@ def _verdict(found: Found) -> Found:
                 why = f"{mode}, {kind}: {logp:.1g} nats, gradient {gradient:.1%}"
                 return {"verdict": "WRONG", "why": f"{why}, {figures['path']}"}
         if not figures.get("reloaded", 0.0) <= LOGP or figures.get("lost"):
-            why = f"{mode}: saved, {figures['reloaded']:.1g} nats apart, {figures.get('lost', 0)} lost"
+            why = f"{figures['reloaded']:.1g} nats apart, {figures.get('lost', 0)} tensors lost"
+            why = f"{mode}: saved and loaded again, {why}"
             return {"verdict": "WRONG", "why": why}
     first = next(iter(modes.values()))
     if "refused" in first:

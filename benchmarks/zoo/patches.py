@@ -52,7 +52,7 @@ PATCHES: dict[str, dict[str, Any]] = {
     "gemma4_unified": {"text_config": {"global_head_dim": 32}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": HEADS,
-    "hunyuan_v1_moe": HEADS,
+    "hunyuan_v1_moe": HEADS | {"num_experts": 4, "moe_topk": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "longcat_flash": {"head_dim": 8, "qk_head_dim": None},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},

@@ -75,8 +75,8 @@ def _tiny(kind: Any, patch: dict[str, Any]) -> Any:
         if part in inner and inner[part] is None:
             settings[part] = None
         elif held is not None or part in inner:
-            its_kind = type(held) if held is not None else its_kind
-            settings[part] = _tiny(its_kind, inner.get(part, {})).to_dict()
+            small = _tiny(type(held) if held is not None else its_kind, inner.get(part, {}))
+            settings[part] = small.to_dict()
             settings[part] = {
                 k: v for k, v in settings[part].items() if k != "transformers_version"
             }
