@@ -2,6 +2,7 @@
 
     python benchmarks/families.py                    # all of them, a line a family
     python benchmarks/families.py llama gemma4_text --json out.json
+    python benchmarks/families.py --read out.json --docs       # the table of docs/models.md
 
 A tiny random model of each family is loaded, scored, trained for two steps, saved, loaded again and
 planned, in full, with LoRA on all linear layers and with gradient checkpointing, as ``orpo-dist
@@ -17,6 +18,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -31,6 +33,16 @@ sys.path.insert(0, str(ROOT))
 MEMORY = 12 * 2**30  # bytes of address space of one family's process; a third of it is libraries
 SECONDS = 120  # of computing
 
+DOCS = ROOT / "docs" / "models.md"
+MARKERS = ("<!-- families: generated -->", "<!-- end of families -->")
+ORDER = ("packed", "padded", "refused", "WRONG", "TRACEBACK")
+SIZES_SAID = re.compile(r" \(by [^)]*\)")
+REFUSED = {
+    "encoder-decoder": "encoder and decoder", "images or sound": "images or sound beside text",
+    "no causal language model by": "no causal language model by its config",
+    "cannot be loaded": "transformers cannot load it", "attention mask": "padding is not masked",
+}  # fmt: skip
+
 Found = dict[str, Any]
 
 
@@ -39,16 +51,50 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="model types (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="families at a time")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--read", nargs="+", metavar="FILE", help="figures to show, and run none")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/models.md")
     options = parser.parse_args()
     found: list[Found] = []
-    for entry in take(options.names or families(), options.jobs):
+    runs = _read(options.read) if options.read else take(options.names or families(), options.jobs)
+    for entry in runs:
         print(line_of(entry), flush=True)
         found.append(entry)
         if options.json:
             Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.docs:
+        write_docs(found)
     counts = Counter(entry["verdict"] for entry in found)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
     return int(any(verdict.isupper() for verdict in counts))
+
+
+def _read(files: list[str]) -> list[Found]:
+    """Figures of earlier runs; those of later files win."""
+    found = {}
+    for file in files:
+        found |= {e["family"]: e for e in json.loads(Path(file).read_text(encoding="utf-8"))}
+    return [found[name] for name in sorted(found)]
+
+
+def write_docs(found: list[Found]) -> None:
+    """The families by what they get and why, between the two markers of docs/models.md."""
+    kinds: dict[tuple[int, str], list[str]] = {}
+    for entry in found:
+        verdict = entry["verdict"]
+        reason = SIZES_SAID.sub("", entry.get("reason", "") if verdict == "padded" else "")
+        if verdict == "refused":
+            reason = next((short for words, short in REFUSED.items() if words in entry["why"]), "")
+        what = f"{verdict}: {reason}" if reason else verdict
+        kinds.setdefault((ORDER.index(verdict), what), []).append(entry["family"])
+    rows = [
+        f"| {what} | {len(names)} | {', '.join(names)} |"
+        for (_, what), names in sorted(kinds.items(), key=lambda item: (item[0][0], -len(item[1])))
+    ]
+    table = "\n".join(["| | | families |", "|---|---|---|", *rows])
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(MARKERS[0])
+    after = rest.partition(MARKERS[1])[2]
+    text = f"{before}{MARKERS[0]}\n\n{table}\n\n{MARKERS[1]}{after}"
+    DOCS.write_text(text, encoding="utf-8")
 
 
 def families() -> list[str]:
@@ -106,7 +152,7 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    logging.getLogger("orpo_dist").setLevel(logging.ERROR)
+    logging.getLogger("orpo_dist").setLevel(logging.WARNING)
     sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 8)
     heads = dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1)
     LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=None))

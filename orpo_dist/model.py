@@ -21,6 +21,7 @@ from orpo_dist.kinds import embedding_rows, refuse_checkpointing, refuse_not_cau
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
 from orpo_dist.reasons import reason_of
+from orpo_dist.towers import say_frozen
 from orpo_dist.types import TemporaryFailure, UserError
 
 # Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
@@ -131,9 +132,15 @@ def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
         config = config.replace(model=_named(model, config))
         model = load_policy(config)
     if config.gradient_checkpointing:
-        refuse_checkpointing(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        refuse_checkpointing(_core(model))
     disable_dropout(model)
-    return _with_adapter(model, config, peft_config)
+    policy = _with_adapter(model, config, peft_config)
+    say_frozen(_core(policy))
+    return policy
+
+
+def _core(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:

@@ -108,12 +108,13 @@ def fails(
     teach: Callable[[Any], str | None],
     score: Score,
     draws: int = 2,
+    enough: int = 1,
     how: str = "packed",
 ) -> str | None:
     """Why packing would change what this fp32 model computes; None if it is exact.
 
     teach: gives it the packed forward, or says why not. score: of pairs, packed, prompts included.
-    A router may send a token elsewhere over the last bit: only what fails every draw has failed.
+    A router may send a token elsewhere over the last bit: ``enough`` draws that are right will do.
     """
     context = number_of(model.config.get_text_config(), "max_position_embeddings")
     if context is not None and context <= REACH:
@@ -127,18 +128,19 @@ def fails(
         expected = measured(model, alone(model, pairs))
         if seed == 0 and (reason := teach(model)):
             return reason
-        if (reason := _differs(model, score(model, pairs), expected, pairs)) is None:
+        if reason := _differs(model, score(model, pairs), expected, pairs):
+            reasons.append(f"scores differently {how} ({reason})")
+        if seed + 1 - len(reasons) == enough:
             return None
-        reasons.append(f"scores differently {how} ({reason})")
     return reasons[0]
 
 
 def padding_fails(model: Any, score: Score) -> str | None:
     """Why padding would change what this fp32 model computes; None if it is exact.
 
-    score: of pairs, padded, prompts included.
+    score: of pairs, padded, prompts included. Some are right on some draws (Doge): most must be.
     """
-    return fails(model, lambda _: None, score, how="beside longer answers")
+    return fails(model, lambda _: None, score, draws=3, enough=2, how="beside longer answers")
 
 
 def _differs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -106,12 +107,16 @@ def rows() -> list[dict[str, str]]:
 def _mode(folder: Path, scratch: Path, mode: str) -> Found:
     """One way to train: beside the oracle, two steps, saved and loaded again."""
     config = ORPOConfig(project_name=str(scratch), model=str(folder), **COMMON, **MODES[mode])
+    heard = _Heard()
+    logging.getLogger("orpo_dist").addHandler(heard)
     trainer = ORPOTrainer(str(folder), config, rows())
+    logging.getLogger("orpo_dist").removeHandler(heard)
     model = trainer.model
     if config.peft:
         _disturb(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found: Found = {"path": "packed" if trainer.scorer.packed else "padded"}
+    found["reason"] = heard.reason
     found["trained"] = trainable / sum(p.numel() for p in model.parameters())
     if config.gradient_checkpointing:
         trainer._checkpoint_as_in_training()
@@ -125,6 +130,16 @@ def _mode(folder: Path, scratch: Path, mode: str) -> Found:
     if not config.peft:
         found["lost"] = len(_keys(folder) - _keys(scratch / "saved"))
     return found
+
+
+class _Heard(logging.Handler):
+    """Why a model is padded, as the warning has it."""
+
+    reason = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("attention: padded, because"):
+            self.reason = str(record.args[1]) if isinstance(record.args, tuple) else ""
 
 
 def _disturb(model: Any) -> None:
@@ -253,4 +268,4 @@ def _verdict(found: Found) -> Found:
     if "refused" in first:
         return {"verdict": "refused", "why": first["refused"]}
     others = [f"{m}: {f['refused']}" for m, f in modes.items() if "refused" in f]
-    return {"verdict": first["path"], "why": "; ".join(others)}
+    return {"verdict": first["path"], "why": "; ".join(others), "reason": first["reason"]}

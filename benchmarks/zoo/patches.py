@@ -7,6 +7,7 @@ from typing import Any
 from orpo_dist.kinds import BOTH_WAYS
 
 HEADS = {"head_dim": 16}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 BLT = {"hidden_size": 32, "vocab_size": 260, "num_attention_heads": 2, "num_key_value_heads": 2}
 ASSISTANT = {
@@ -36,12 +37,15 @@ PATCHES: dict[str, dict[str, Any]] = {
         "decoder_config": BLT | {"hidden_size_global": 64},
         "global_config": {"hidden_size": 64},
     },
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
     "dbrx": {"ffn_config": {"moe_top_k": 2}, "attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note": {"text_config": DOTS3, "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
-                   "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64}},
+    "dots3_note": {
+        "text_config": DOTS3,
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
     "dots3_note_text": DOTS3,
     "gemma3n_text": {"intermediate_size": 64, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
                      "layer_types": ["sliding_attention", "full_attention"] * 2},
@@ -63,6 +67,9 @@ PATCHES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": INDEXER,
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
     "xmod": {"is_decoder": True, "languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 4, "layers_block_type": HYBRID, "num_hidden_layers": 4},
+    "zamba": {
+        "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 4,
+        "layers_block_type": HYBRID, "num_hidden_layers": 4,
+    },
     "zamba2": {"layers_block_type": HYBRID, "num_hidden_layers": 4},
 }  # fmt: skip

@@ -29,7 +29,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"^rotary_dim$", 8),
     (r"lora_rank$|_lowrank$|^(laurel_rank|adapter_rank|gated_norm_rank)$", 16),
     (r"^(num|n|swa_num|decoder|encoder|num_decoder|num_encoder)_?(attention_)?heads?$", 4),
-    (r"^(attention_heads|linear_num_heads|index_n_heads|linear_num_value_heads)$", 4),
+    (r"^(attention_heads|linear_num_heads|linear_num_value_heads)$", 4),
+    (r"^index_n_heads$", 32),  # with a few, ReLU makes ties that a top-k breaks by the length
     (r"^linear_num_key_heads$", 2),
     (r"^(num_|n_)?(shared_)?experts_per_tok(en)?$|^moe_(k|topk)$|^num_experts_per_tok$", 2),
     (r"^(num_|moe_num_|n_)?(local_|routed_)?experts$|^zero_expert_num$", 4),

@@ -14,6 +14,7 @@ from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
 from orpo_dist.model import disable_dropout
 from orpo_dist.reasons import reason_of
+from orpo_dist.towers import freeze_towers
 from orpo_dist.types import UserError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
@@ -101,6 +102,7 @@ def build(
             _quantise(model)
         if method.peft:
             model = add_adapter(model, lora_config(config))
+        freeze_towers(model.get_base_model() if method.peft else model)
         if engine_casts:
             _cast(model, half)
     return model.train()
