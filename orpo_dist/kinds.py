@@ -58,6 +58,15 @@ def _looks_ahead(config: Any, kind: str) -> bool:
     return kind == "xlnet" or (kind in ("xlm", "flaubert") and not config.causal)
 
 
+def refuse_checkpointing(core: Any) -> None:
+    """``UserError`` for a model of which transformers recomputes nothing in the backward pass."""
+    if not getattr(core, "supports_gradient_checkpointing", True):
+        raise UserError(
+            f"gradient_checkpointing: {type(core).__name__} has none in transformers; leave it "
+            "out, and save memory with peft or a lower max_tokens_per_microbatch"
+        )
+
+
 def embedding_rows(model: Any) -> int | None:
     """How many token ids a model in memory knows, as input and as output; None: not known."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -71,3 +80,12 @@ def embedding_rows(model: Any) -> int | None:
         getattr(layer, "num_embeddings", getattr(layer, "out_features", 0)) for layer in layers
     ]
     return min((size for size in sizes if size), default=rows_of(core.config))
+
+
+def number_of(config: Any, name: str) -> int | None:
+    """A size by a config; None where it has none of that name, or one for every layer."""
+    try:
+        found = getattr(config, name)
+    except (AttributeError, RuntimeError, ValueError):  # of transformers, by version and config
+        return None
+    return found if isinstance(found, int) else None

@@ -81,16 +81,31 @@ def _parts(config: Any) -> Iterator[Any]:
 
 def _narrow(config: Any) -> None:
     """Fewer heads, of the same size, and a width to match."""
-    heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int) or not isinstance(getattr(config, "hidden_size", None), int):
+    names = ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
+    heads, key_heads, width, size = (_own(config, name) for name in names)
+    if not isinstance(heads, int) or not isinstance(width, int):
         return
-    key_heads = getattr(config, "num_key_value_heads", None)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = size or width // heads
     fewer_keys = min(key_heads or heads, 2)
     fewer = fewer_keys * min(heads // (key_heads or heads), 2)
     config.num_attention_heads, config.hidden_size = fewer, fewer * size
     if key_heads is not None:
         config.num_key_value_heads = fewer_keys
+    for own in _layers_own(config):
+        for name, most in zip(names, (fewer, fewer_keys), strict=False):
+            if name in own:
+                own[name] = min(own[name], most)
+
+
+def _own(config: Any, name: str) -> Any:
+    """What a config holds by a name itself, whatever single layers have."""
+    return vars(config).get(config.attribute_map.get(name, name))
+
+
+def _layers_own(config: Any) -> list[dict[str, Any]]:
+    """What single layers have in place of the config's (Gemma 4, Dots 3)."""
+    spec = getattr(config, "_heterogeneity_spec", None)
+    return list(spec.per_layer_overrides.values()) if spec else []
 
 
 def _few(config: Any) -> None:

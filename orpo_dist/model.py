@@ -17,10 +17,11 @@ from orpo_dist.answering import mended_file, own_settings
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import rows_of
 from orpo_dist.device import computes_bf16, mention_emulated_bf16
-from orpo_dist.kinds import embedding_rows, refuse_not_causal
+from orpo_dist.kinds import embedding_rows, refuse_checkpointing, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
 from orpo_dist.reasons import reason_of
+from orpo_dist.towers import say_frozen
 from orpo_dist.types import TemporaryFailure, UserError
 
 # Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
@@ -124,13 +125,22 @@ def _named(model: str | None, config: ORPOConfig) -> str:
 def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
     """The policy in its adapter, free of dropout.
 
-    model: a model of transformers, or the name of one to load (default: the config's).
+    model: a model of transformers, or the name of one to load (default: the config's). Raises
+    ``UserError``.
     """
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
         model = load_policy(config)
+    if config.gradient_checkpointing:
+        refuse_checkpointing(_core(model))
     disable_dropout(model)
-    return _with_adapter(model, config, peft_config)
+    policy = _with_adapter(model, config, peft_config)
+    say_frozen(_core(policy))
+    return policy
+
+
+def _core(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:

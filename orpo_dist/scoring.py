@@ -25,6 +25,7 @@ from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
+from orpo_dist.reasons import reason_of
 from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -75,12 +76,14 @@ def make_scorer(
     says what the padded path costs. device: where the model will run, if that is not where its
     weights are. longest: tokens of the longest sequence it will meet, where that is known: a rope
     that changes only beyond that does not matter.
-    Raises ``UserError`` if packed is asked for and the model cannot.
+    Raises ``UserError`` if packed is asked for and the model cannot, and for a model that neither
+    path scores as it would score one answer alone.
     """
     padded = Scorer(False, nll_scope, pad_id)
-    if attention == "padded":
-        return padded
     core = causal_model(model)
+    if attention == "padded":
+        _refuse_unless_padded(core)
+        return padded
     with proof.undisturbed():
         reason = why_not_packed(core) or _unproved(model, longest)
     if reason is None:
@@ -89,6 +92,7 @@ def make_scorer(
         return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device), holds_to)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
+    _refuse_unless_padded(core)
     logger.warning(
         "attention: padded, because %s %s; every prompt is computed twice and sequences are "
         "padded, which takes 2 to 5 times as long as packed",
@@ -96,6 +100,33 @@ def make_scorer(
         reason,
     )
     return padded
+
+
+def _refuse_unless_padded(core: Any) -> None:
+    """``UserError`` for a model whose answers score otherwise beside longer ones.
+
+    Ropes that change with the length are left out of it: what shares a batch is planned by length.
+    """
+    with proof.undisturbed():
+        try:
+            small = miniature(core, longest=0)
+            reason = proof.padding_fails(small, _padded)
+        except Exception as error:  # built or run in a way that a miniature cannot follow
+            logger.info(
+                "the padded path of %s is not proved (%s)", type(core).__name__, reason_of(error)
+            )
+            return
+    if reason is not None:
+        raise UserError(
+            f"model {type(core).__name__}: {reason}: it does not honour the attention mask of "
+            "padding, so its scores would depend on what else is in a batch; it can be neither "
+            "trained nor scored here"
+        )
+
+
+def _padded(model: Any, pairs: Sequence[Pair]) -> PairScores:
+    scorer = Scorer(False, "prompt_and_completion")
+    return scorer.score(model, scorer.collate(pairs).to(model.device))
 
 
 def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:

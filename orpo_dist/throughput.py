@@ -14,6 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from orpo_dist.batching import Work
+from orpo_dist.experts import used_shares
+from orpo_dist.kinds import number_of
 from orpo_dist.peaks import peak_of
 
 logger = logging.getLogger("orpo_dist")
@@ -26,8 +28,9 @@ OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 class ModelFlops:
     """Floating-point operations of one training step, from the sizes of the weights.
 
-    body, head: weights that every token, or every scored token, is multiplied with; trainable_*:
-    those that need a gradient. layers, width: of the attention (its mean width).
+    body, head: weights that a token, or a scored token, is multiplied with, of experts those that
+    it is sent to; trainable_*: those that need a gradient. layers, width: of the attention (its
+    mean width).
     """
 
     body: int
@@ -47,13 +50,13 @@ class ModelFlops:
 
 
 def model_flops(core: Any) -> ModelFlops | None:
-    """For a transformers model; None where the weights do not tell (quantised, experts, no heads).
+    """For a transformers model; None where the weights do not tell (quantised, no heads).
 
     A figure for the log: a model of an unknown build is no reason to stop.
     """
     try:
         return _count(core)
-    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a class makes of being asked
         logger.info("no mfu: the arithmetic of %s is not known (%s)", type(core).__name__, error)
         return None
 
@@ -61,26 +64,23 @@ def model_flops(core: Any) -> ModelFlops | None:
 def _count(core: Any) -> ModelFlops | None:
     config, head = core.config.get_text_config(), core.get_output_embeddings()
     attention = _attention(core.get_decoder(), config)
-    if head is None or attention is None or getattr(core, "is_quantized", False) or _chooses(core):
+    if head is None or attention is None or getattr(core, "is_quantized", False):
         return None
+    shares = used_shares(core)
+
+    def met(parameter: torch.nn.Parameter) -> int:
+        return round(_size(parameter)[0] * shares.get(id(parameter), 1.0))
+
     inside = {id(parameter) for parameter in head.parameters()}
     outside = {id(parameter) for parameter in core.get_input_embeddings().parameters()} | inside
     body = [p for p in core.parameters() if id(p) not in outside and _size(p)[1] > 1]
     return ModelFlops(
-        body=sum(_size(p)[0] for p in body),
+        body=sum(map(met, body)),
         head=sum(_size(p)[0] for p in head.parameters()),
-        trainable_body=sum(_size(p)[0] for p in body if p.requires_grad),
+        trainable_body=sum(met(p) for p in body if p.requires_grad),
         trainable_head=sum(_size(p)[0] for p in head.parameters() if p.requires_grad),
         layers=attention[0],
         width=attention[1],
-    )
-
-
-def _chooses(core: Any) -> bool:
-    """Whether tokens go through a part of the weights only."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return any(getattr(core.config.get_text_config(), name, None) for name in names) or any(
-        word in type(module).__name__ for module in core.modules() for word in ("Expert", "Moe")
     )
 
 
@@ -99,10 +99,11 @@ def _attention(decoder: Any, config: Any) -> tuple[int, float] | None:
                 widths.append(getattr(found, "in_features", None) or found.nx)
     if widths:
         return len(widths), sum(widths) / len(widths)
-    heads, size = (getattr(config, name, None) for name in ("num_attention_heads", "head_dim"))
-    if not isinstance(heads, int) or not isinstance(size, int | None):
+    names = ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
+    layers, heads, size, width = (number_of(config, name) for name in names)
+    if not layers or not heads or not (size or width):
         return None
-    return config.num_hidden_layers, heads * (size or config.hidden_size // heads)
+    return layers, heads * (size or (width or 0) // heads)
 
 
 def _size(parameter: torch.nn.Parameter) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
+from orpo_dist.kinds import number_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
@@ -95,7 +96,7 @@ class ORPOTrainer(SteadyTrainer):
             policy, config, processing_class, self.runtime, max(lengths, default=None)
         )
         text = policy.config.get_text_config()
-        self._hidden_size = getattr(text, "hidden_size", Plan.hidden_size)  # for even shares only
+        self._hidden_size = number_of(text, "hidden_size") or Plan.hidden_size  # for even shares
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
+from orpo_dist.experts import used_shares
+from orpo_dist.kinds import number_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
 from orpo_dist.scoring import causal_model
 from orpo_dist.throughput import ModelFlops, model_flops
@@ -20,7 +22,8 @@ class Census:
     casts. quantised_bytes: of those. grad_bytes: of the gradients of ``trains``.
     half: bytes of a number in the computing precision (2; 4 without mixed precision).
     block: parameters of one layer, block_trains: those that train. largest: of one tensor that
-    trains. layers: layers. flops: of a step, None where they cannot be told (experts).
+    trains. layers: layers. flops: of a step, None where they cannot be told. active: parameters
+    that one token meets; less than all in a mixture of experts.
     """
 
     trains: int
@@ -36,6 +39,7 @@ class Census:
     layers: int
     hidden: int
     flops: ModelFlops | None
+    active: int
 
     @property
     def total(self) -> int:
@@ -82,10 +86,19 @@ def take_census(hf_config: Any, config: ORPOConfig, method: Method, precision: s
             sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks
         ),
         largest=max((p.numel() for p in training), default=0),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
+        layers=number_of(text, "num_hidden_layers") or len(blocks),
+        hidden=number_of(text, "hidden_size") or core.get_input_embeddings().weight.shape[-1],
         flops=model_flops(core),
+        active=_active(core, weights),
     )
+
+
+def _active(core: Any, weights: list[Any]) -> int:
+    try:
+        shares = used_shares(core)
+    except LookupError:
+        shares = {}
+    return round(sum(p.numel() * shares.get(id(p), 1.0) for p in weights))
 
 
 def _blocks(core: Any) -> list[Any]:

@@ -70,7 +70,7 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         typical = tuple(options.pair_tokens) if options.pair_tokens else None
         known = data.stated(config, hf_config, typical, options.pairs)
-    estimator = Estimator(hf_config, config, machine, known.longest)
+    estimator = Estimator(hf_config, config, machine, known.longest, partial=True)
     planner = Planner(estimator, known, rates_of(options, machine), options.nvme)
     found = _candidates(planner, options.asked_only)
     best = fastest(found[method_of(config)])

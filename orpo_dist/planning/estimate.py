@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine, reduces_once
+from orpo_dist.kinds import number_of
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.trace import Lengths, micro_batch_bytes
+from orpo_dist.reasons import reason_of
+from orpo_dist.types import UserError
 
 USABLE = 0.95  # of a GPU's memory
+
+UNKNOWN = "not known, and to be added; here are temporaries of the optimizer's step alone"
 
 SHORT, LONGER = 2, 3  # layers that are traced; a layer more costs what the third one does
 
@@ -50,12 +55,22 @@ class Estimator:
     """Memory of trainings that differ in preset, method, checkpointing and micro-batch.
 
     longest: tokens of prompt, chosen and rejected of the longest pair: what a micro-batch is made
-    of in the worst case.
+    of in the worst case. partial: where a micro-batch cannot be traced, go on without activations
+    and say in ``untraced`` why; else what the trace raises is raised.
     """
 
-    def __init__(self, hf_config: Any, config: ORPOConfig, machine: Machine, longest: Lengths):
+    untraced = ""
+
+    def __init__(
+        self,
+        hf_config: Any,
+        config: ORPOConfig,
+        machine: Machine,
+        longest: Lengths,
+        partial: bool = False,
+    ):
         self.hf_config, self.config, self.machine = hf_config, config, machine
-        self.longest = longest
+        self.longest, self.partial = longest, partial
         self._censuses: dict[Method, Census] = {}
         self._traces: dict[tuple[Any, ...], int] = {}
 
@@ -79,19 +94,29 @@ class Estimator:
         if method.quantization:  # either kind unpacks one layer's weights at a time
             method = Method(True, "int4")
         key = (method, casts, checkpointing, pairs)
-        if key not in self._traces:
-            layers = self.census(method).layers
-            depths = (SHORT, LONGER) if layers > LONGER else (layers,)
-            found = [self._trace(method, casts, checkpointing, pairs, depth) for depth in depths]
-            # Forward and backward each grow by the layer, but which is larger may change.
-            self._traces[key] = max(
-                few[-1] + (layers - depths[-1]) * (few[-1] - few[0])
-                for few in zip(*found, strict=True)
-            )
-        return self._traces[key]
+        if key not in self._traces and not self.untraced:
+            try:
+                self._traces[key] = self._all_layers(method, casts, checkpointing, pairs)
+            except UserError:
+                raise
+            except Exception as error:  # an architecture that reads values as it computes
+                if not self.partial:
+                    raise
+                self.untraced = reason_of(error)
+        return self._traces.get(key, 0)
+
+    def _all_layers(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
+        layers = self.census(method).layers
+        named = number_of(self.hf_config.get_text_config(), "num_hidden_layers")
+        depths = (SHORT, LONGER) if named and layers > LONGER else (None,)
+        found = [self._trace(method, casts, checkpointing, pairs, depth) for depth in depths]
+        # Forward and backward each grow by the layer, but which is larger may change.
+        return max(
+            few[-1] + (layers - LONGER) * (few[-1] - few[0]) for few in zip(*found, strict=True)
+        )
 
     def _trace(
-        self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int
+        self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int | None
     ) -> tuple[int, int]:
         return micro_batch_bytes(
             self.hf_config,
@@ -125,7 +150,10 @@ class Estimator:
             self.machine.gpu,
             self.reduces_once(engine, method),
         )
-        return parts(self.census(method), setting)
+        found = parts(self.census(method), setting)
+        if not self.untraced:
+            return found
+        return [replace(p, how=UNKNOWN) if p.name == "activations" else p for p in found]
 
     def reduces_once(self, engine: Engine, method: Method) -> bool:
         """As the run decides it: ``engines.reduces_once``."""

@@ -96,15 +96,15 @@ class Planner:
 
     def candidate(self, method: Method, preset: str, checkpointing: bool) -> Candidate:
         """With the largest micro-batch that fits, at least one pair."""
-        try:
-            refuse_impossible(_configured(self.config, method), presets.find(preset).engine)
-        except UserError as error:
-            return Candidate(method, preset, checkpointing, 0, 0, 0, (), 0, 0, None, str(error))
         most = pairs_at_most(self.config, self.size, self.per_rank, self.machine.gpu)
         engine = presets.find(preset).engine
-        pairs, found = most_pairs_that_fit(
-            self.estimator, engine, method, checkpointing, self.per_rank, most
-        )
+        try:
+            refuse_impossible(_configured(self.config, method), engine)
+            pairs, found = most_pairs_that_fit(
+                self.estimator, engine, method, checkpointing, self.per_rank, most
+            )
+        except UserError as error:
+            return Candidate(method, preset, checkpointing, 0, 0, 0, (), 0, 0, None, str(error))
         candidate = self._with_pairs(method, preset, checkpointing, pairs, found)
         return replace(candidate, cut=pairs < most)
 
@@ -169,6 +169,8 @@ def most_pairs_that_fit(
     while True:
         accumulates = math.ceil(per_rank / pairs) > 1
         found = estimator.parts(engine, pairs, accumulates, checkpointing, method)
+        if estimator.untraced:
+            return 1, found
         if pairs == 1 or device_gib(found) <= estimator.machine.usable:
             return pairs, found
         pairs //= 2

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
 from orpo_dist.model import disable_dropout
+from orpo_dist.reasons import reason_of
+from orpo_dist.towers import freeze_towers
+from orpo_dist.types import UserError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
 
@@ -83,23 +86,33 @@ def build(
         _keep_layers(shape.get_text_config(), layers)
     dtype = half if method.peft or engine_casts else torch.float32
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            shape, dtype=dtype, trust_remote_code=config.trust_remote_code
-        )
+        try:
+            model = AutoModelForCausalLM.from_config(
+                shape, dtype=dtype, trust_remote_code=config.trust_remote_code
+            )
+        except Exception as error:
+            if layers is not None:  # a whole one can be built
+                raise
+            reason = reason_of(error)
+            raise UserError(
+                f"model {config.model}: cannot be built from its config.json ({reason})"
+            ) from error
         disable_dropout(model)
         if method.quantization:
             _quantise(model)
         if method.peft:
             model = add_adapter(model, lora_config(config))
+        freeze_towers(model.get_base_model() if method.peft else model)
         if engine_casts:
             _cast(model, half)
     return model.train()
 
 
 def _keep_layers(config: Any, layers: int) -> None:
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+    before, config.num_hidden_layers = config.num_hidden_layers, layers
+    for name, value in list(vars(config).items()):  # what is said layer by layer
+        if isinstance(value, list) and len(value) == before:
+            setattr(config, name, value[:layers])
 
 
 def _quantise(model: Any) -> None:

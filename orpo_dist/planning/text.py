@@ -18,16 +18,26 @@ def heading(planner: Planner) -> str:
     where = f"{machine.processes} GPU{'s' * (machine.processes > 1)} of {machine.memory:g} GiB"
     if machine.machines > 1:
         where += f" in {machine.machines} machines"
+    active = ""
+    if census.active < census.total:
+        active = f" ({count(census.active)} active for a token)"
     if not machine.gpu:
         where = f"CPU, {machine.memory:g} GiB"
-    return "\n".join([
-        f"{_name(estimator)}: {count(census.total)} parameters, {count(census.trains)} train, "
+    lines = [
+        f"{_name(estimator)}: {count(census.total)} parameters{active}, "
+        f"{count(census.trains)} train, "
         f"{census.layers} layers of width {census.hidden}, "
         f"{estimator.precision.replace('none', 'fp32')} | {where}",
         f"longest pair {prompt} + {chosen} + {rejected} = {planner.size:,} tokens in memory "
         f"({data.source}) | a step: {planner.global_batch} pairs, "
         f"{planner.per_rank} per process",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    if estimator.untraced:
+        lines.append(
+            "memory without activations: a micro-batch of this architecture cannot be run without "
+            f"data ({estimator.untraced}); try the real one with max_tokens_per_microbatch auto"
+        )
+    return "\n".join(lines)
 
 
 def _name(estimator: Estimator) -> str:
@@ -66,6 +76,8 @@ def arithmetic(candidate: Candidate, memory: float) -> str:
 
 def budget(planner: Planner, candidate: Candidate) -> str:
     """What a micro-batch may hold."""
+    if planner.estimator.untraced:
+        return "  a micro-batch: one pair, as nothing is known of its activations"
     held = f"{candidate.pairs} of the longest pairs, {candidate.tokens:,} tokens"
     return f"  a micro-batch: {held}; {candidate.micro_batches} a step and process"
 

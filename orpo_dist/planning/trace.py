@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter
 
 from orpo_dist import attention, head, scoring, varlen
 from orpo_dist.config import ORPOConfig
+from orpo_dist.kinds import refuse_checkpointing
 from orpo_dist.objective import orpo_loss
 from orpo_dist.planning.skeleton import HALF, Method, build
 from orpo_dist.scoring import Scorer
@@ -79,7 +80,7 @@ def micro_batch_bytes(
     model = build(hf_config, config, method, precision, layers, engine_casts)
     if checkpointing:
         _checkpoint(model)
-    with FakeTensorMode(), _hardware(gpu):
+    with FakeTensorMode(), _hardware(gpu), _experts():
         _off_meta(model)
         core = scoring.causal_model(model)
         packs = config.attention != "padded" and scoring.why_not_packed(core) is None
@@ -131,6 +132,7 @@ def _held(model: Any) -> Iterator[Tensor]:
 
 
 def _checkpoint(model: Any) -> None:
+    refuse_checkpointing(scoring.causal_model(model))
     settings = {"use_reentrant": False}
     enable = getattr(model, "activation_checkpointing_enable", None)
     enable = enable or model.gradient_checkpointing_enable
@@ -162,6 +164,30 @@ def _hardware(gpu: bool) -> Iterator[None]:
         mock.patch.object(kernels, "varlen_attn", _flash),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _experts() -> Iterator[None]:
+    """Products of experts in every precision: torch's own over fake tensors knows bf16 alone."""
+    from transformers.integrations import moe
+
+    with mock.patch.object(moe, "_grouped_mm", lambda x, weight, offs: _Grouped.apply(x, weight)):
+        yield
+
+
+class _Grouped(torch.autograd.Function):
+    """What a grouped matrix product keeps and makes. (S, in), (E, in, out) -> (S, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        inputs = inputs.to(weight.dtype)
+        ctx.save_for_backward(inputs, weight)
+        return inputs.new_empty(len(inputs), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(x) if needed else None for x, needed in wanted)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -196,6 +196,38 @@ def test_a_miniature_keeps_what_attention_is_made_of() -> None:
     assert config.sliding_window == 1024  # of the model itself
 
 
+def test_layers_that_differ_are_made_small_as_well() -> None:
+    """Dense Gemma 4 has heads of one size in some layers, of another in the rest."""
+    config = transformers.Gemma4TextConfig(
+        hidden_size=2560, intermediate_size=10240, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=64, global_head_dim=128, sliding_window=512,
+        hidden_size_per_layer_input=0, vocab_size=262_144,
+    )  # fmt: skip
+    with torch.device("meta"):
+        core = transformers.Gemma4ForCausalLM(config)
+    small = miniature(core)
+    assert small.config.num_attention_heads == 4
+    sizes = {layer.self_attn.q_proj.out_features for layer in small.model.layers}
+    assert sizes == {4 * 64, 4 * 128}
+    assert sum(p.numel() for p in small.parameters()) < 1e7
+
+
+class MaskBlind(transformers.GPT2LMHeadModel):
+    """Hands every position the mean of the whole row, padding and all."""
+
+    def forward(self, input_ids: Any = None, **others: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **others)
+        output.logits = output.logits + output.logits.mean(1, keepdim=True)
+        return output
+
+
+@pytest.mark.parametrize("attention", ["auto", "padded"])
+def test_what_neither_path_scores_as_it_is_alone_is_refused(attention: str) -> None:
+    config = transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)
+    with pytest.raises(UserError, match="does not honour the attention mask"):
+        make_scorer(MaskBlind(config), attention)
+
+
 @pytest.mark.parametrize("window", [None, 512])
 def test_a_kernel_is_tried_with_the_models_own_attention(
     window: int | None, monkeypatch: pytest.MonkeyPatch

@@ -148,3 +148,11 @@ def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file.write_text("GGUF")
     assert main(["generate", str(file), "--prompt", "x"]) == 2
     assert f"model {file}: is a file; name the folder" in capsys.readouterr().err
+
+
+def test_checkpointing_where_there_is_none(tokenizer: Any, tmp_path: Path) -> None:
+    """It was a ValueError of transformers, once training had begun."""
+    small = tf.CTRLConfig(vocab_size=600, n_embd=8, dff=8, n_layer=1, n_head=1, n_positions=64)
+    config = od.ORPOConfig(project_name=str(tmp_path), log="none", gradient_checkpointing=True)
+    with pytest.raises(UserError, match="gradient_checkpointing: CTRLLMHeadModel has none"):
+        od.ORPOTrainer(tf.CTRLLMHeadModel(small), config, ROWS, processing_class=tokenizer)

@@ -68,12 +68,6 @@ def test_frozen_weights_need_no_gradient_of_their_own() -> None:
     assert frozen(work) / full(work) == pytest.approx(4 / 6)
 
 
-def test_experts_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = llama(tied=True)
-    model.config.num_experts = 4
-    assert model_flops(model) is None
-
-
 def test_rates_of_an_interval() -> None:
     flops = ModelFlops(1000, 0, 1000, 0, 0, 0)
     clock: Any = Throughput(flops, peak=1e9)
@@ -122,7 +116,7 @@ def families() -> dict[str, PretrainedConfig]:
     [
         ("wide heads", (2, 64)), ("other names", (2, 32)), ("fused", (2, 32)),
         ("half convolutions", (1, 32)), ("no attention", None), ("no heads", None),
-        ("experts", None),
+        ("experts", (2, 32)),
     ],
 )  # fmt: skip
 def test_attention_is_read_off_the_modules(family: str, attention: tuple[int, int] | None) -> None:

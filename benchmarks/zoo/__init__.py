@@ -1,0 +1,1 @@
+"""Every causal language model of transformers, tiny and random, beside an oracle."""

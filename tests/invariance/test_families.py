@@ -1,0 +1,36 @@
+"""Families of transformers through the real trainer, beside single plain forwards.
+
+Those that people train here, all that transformers knows in ``make test-slow``; the same as
+``python benchmarks/families.py``, which also prints figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.families import families
+from benchmarks.zoo.check import check
+
+TRAINED = (
+    "llama", "mistral", "ministral3", "mixtral", "qwen2", "qwen3", "qwen3_moe", "qwen3_next",
+    "qwen3_5", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "phi3", "olmo3",
+    "olmoe", "granite", "granitemoehybrid", "smollm3", "cohere2", "glm4", "glm4_moe",
+    "deepseek_v3", "gpt_oss", "lfm2", "gpt2", "gpt_neox", "mamba2", "falcon",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_what_people_train_is_exact(family: str, tmp_path: Path) -> None:
+    found = check(family, tmp_path, ["full"])
+    assert found["verdict"] in ("packed", "padded"), found
+    assert "traceback" not in found["plan"], found["plan"]
+    assert found["plan"]["counts"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families())
+def test_every_family_is_exact_or_refused(family: str, tmp_path: Path) -> None:
+    found = check(family, tmp_path)
+    assert found["verdict"] in ("packed", "padded", "refused"), found
