@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from orpo_dist import runtime
 from orpo_dist.adapters import FILE as ADAPTER
@@ -20,8 +20,11 @@ from orpo_dist.device import computes_bf16, mention_emulated_bf16
 from orpo_dist.kinds import embedding_rows, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
+from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
 from orpo_dist.types import TemporaryFailure, UserError
+
+logger = logging.getLogger("orpo_dist")
 
 # Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
 Known = tuple[Any, Any, int | None]
@@ -122,14 +125,18 @@ def _named(model: str | None, config: ORPOConfig) -> str:
 
 
 def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
-    """The policy in its adapter, free of dropout.
+    """The policy in its adapter, free of randomness.
 
     model: a model of transformers, or the name of one to load (default: the config's).
     """
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
         model = load_policy(config)
-    disable_dropout(model)
+    if off := quiet(model):
+        logger.info(
+            "switched off in the base model, so that both answers of a pair meet the same network: "
+            "%s", off,
+        )  # fmt: skip
     return _with_adapter(model, config, peft_config)
 
 
@@ -234,19 +241,6 @@ def _loading(what: str, model: str) -> Iterator[None]:
 def local_device() -> str | int:
     """Where this process computes."""
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Dropout off in the base model: both answers must meet the same network.
-
-    The dropout of an adapter is a setting of its own (``lora_dropout``) and stays.
-    """
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):  # kept as plain numbers by many attentions
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None = None) -> Any:

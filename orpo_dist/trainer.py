@@ -36,6 +36,7 @@ from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, t
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
 from orpo_dist.objective import orpo_loss
+from orpo_dist.randomness import refuse_random
 from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
@@ -91,6 +92,7 @@ class ORPOTrainer(SteadyTrainer):
         policy = make_policy(model, config, peft_config)
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self._encoder.end_id)
+        refuse_random(policy, self.runtime)
         lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)

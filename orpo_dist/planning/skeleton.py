@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
-from orpo_dist.model import disable_dropout
+from orpo_dist.randomness import quiet
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
 
@@ -86,7 +86,7 @@ def build(
         model = AutoModelForCausalLM.from_config(
             shape, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
-        disable_dropout(model)
+        quiet(model)
         if method.quantization:
             _quantise(model)
         if method.peft:
