@@ -22,6 +22,7 @@ from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
 from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
+from orpo_dist.targets import reached
 from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -149,7 +150,7 @@ def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
         raise UserError("quantization: happens on loading; pass the model by name, or quantised")
     if peft_config is None and config.peft and not adapted:
         peft_config = lora_config(config)
-    return policy if peft_config is None else add_adapter(policy, peft_config)
+    return policy if peft_config is None else _adapted(policy, peft_config)
 
 
 def load_policy(config: ORPOConfig) -> Any:
@@ -172,7 +173,14 @@ def load_policy(config: ORPOConfig) -> Any:
     if not config.peft:
         return model
     torch.manual_seed(config.seed)  # loading draws random numbers on some engines, not on others
-    return add_adapter(model, lora_config(config))
+    return _adapted(model, lora_config(config))
+
+
+def _adapted(model: Any, peft_config: Any) -> Any:
+    """A model in a fresh adapter, of which a line says what it reaches."""
+    policy = add_adapter(model, peft_config)
+    logger.info("adapter: %s", reached(policy, peft_config))
+    return policy
 
 
 def _in_adapter(base: Any, folder: str | Path, **options: Any) -> Any:
