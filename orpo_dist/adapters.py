@@ -12,6 +12,7 @@ from torch import nn
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.folder import read_json
+from orpo_dist.targets import fitted
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -170,12 +171,15 @@ def lora_config(config: ORPOConfig) -> Any:
 def add_adapter(model: Any, peft_config: Any) -> Any:
     """Wrap a model in a fresh adapter; only the adapter will train.
 
+    Raises ``UserError`` where that cannot be put on what was asked for (``targets``).
+
     A quantised base gets no ``prepare_model_for_kbit_training``: PEFT freezes it anyhow, gradient
     checkpointing here is not the reentrant kind that needs gradients of inputs, and what is left of
     it casts embeddings, norms and head to fp32.
     """
     from peft import get_peft_model
 
+    peft_config = fitted(model, peft_config)
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:

@@ -36,7 +36,8 @@ FREE = (  # may change, and one line says so
 CUT = ("batch_size", "gradient_accumulation", "global_batch_size")  # the step stays as it is
 FILES = ("data_path", "train_split")  # may be called otherwise if the pairs are the same
 JUDGED = (  # may change where no best model is kept, which older evaluations have picked
-    "orpo_alpha", "orpo_alpha_schedule", "valid_data_path", "valid_split", "metric_for_best_model",
+    "orpo_alpha", "orpo_alpha_schedule", "router_aux_loss_coef", "valid_data_path", "valid_split",
+    "metric_for_best_model",
 )  # fmt: skip
 PLAN = (  # would change which pairs are trained on, and when
     "seed", "data_weights", "data_temperature", "prompt_text_column", "text_column",

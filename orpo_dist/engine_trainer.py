@@ -17,6 +17,7 @@ from orpo_dist import elastic
 from orpo_dist.adapters import complete_adapter, without_card
 from orpo_dist.checkpoint import check_weights, without_twins, written_on
 from orpo_dist.engines import reduces_once
+from orpo_dist.randomness import as_it_was
 from orpo_dist.saving_trainer import SavingTrainer
 from orpo_dist.shards import Holding, holding, loss_scale, set_loss_scale
 from orpo_dist.types import UserError
@@ -173,7 +174,7 @@ class EngineTrainer(SavingTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if state_dict:
             state_dict = without_twins(state_dict, model)
-        with without_card(model):
+        with without_card(model), as_it_was(model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)

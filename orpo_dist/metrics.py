@@ -12,7 +12,7 @@ from orpo_dist.types import PairScores, StepMetrics
 
 # Order of the entries of a means vector; rewards are alpha · logp, with alpha as it then was.
 SUMS = ("nll", "odds_loss", "log_odds", "chosen_logp", "rejected_logp", "correct")
-MEANS = ("loss", *SUMS, "chosen_reward", "rejected_reward")
+MEANS = ("loss", *SUMS, "chosen_reward", "rejected_reward", "router")
 
 
 def step_means(
@@ -21,15 +21,18 @@ def step_means(
     orpo_alpha: float,
     total_pairs: float,
     total_nll_tokens: float,
+    router: Tensor | None = None,
 ) -> Tensor:
-    """A micro-batch's contribution to the step's means, (9,); contributions add up.
+    """A micro-batch's contribution to the step's means, (10,); contributions add up.
 
-    loss: its share of the objective, already divided by the step's counts.
+    loss, router: its share of the objective and of the router loss, already divided by the step's
+    counts.
     """
     totals = [total_nll_tokens] + [total_pairs] * 5
     means = [getattr(metrics, n).double() / total for n, total in zip(SUMS, totals, strict=True)]
     rewards = [orpo_alpha * means[SUMS.index(name)] for name in ("chosen_logp", "rejected_logp")]
-    return torch.stack([loss.detach().double(), *means, *rewards])
+    router = torch.zeros_like(loss) if router is None else router
+    return torch.stack([loss.detach().double(), *means, *rewards, router.detach().double()])
 
 
 def named_metrics(means: Iterable[float]) -> dict[str, float]:
@@ -38,9 +41,9 @@ def named_metrics(means: Iterable[float]) -> dict[str, float]:
     ``loss/orpo`` is whatever ``compute_objective`` returns. ``rewards/*`` are alpha · logp as in
     TRL; accuracy is taken from log-probs, so that it says something at alpha = 0 too. ``nll_loss``,
     ``log_odds_ratio`` and ``log_odds_chosen`` are TRL's names for values that stand here under our
-    own.
+    own. ``loss/router`` is there where the router loss is trained.
     """
-    loss, nll, odds_loss, log_odds, chosen, rejected, correct, won, lost = means
+    loss, nll, odds_loss, log_odds, chosen, rejected, correct, won, lost, router = means
     return {
         "loss/orpo": loss,
         "loss/sft": nll,
@@ -56,7 +59,7 @@ def named_metrics(means: Iterable[float]) -> dict[str, float]:
         "nll_loss": nll,
         "log_odds_ratio": -odds_loss,
         "log_odds_chosen": log_odds,
-    }
+    } | ({"loss/router": router} if router else {})
 
 
 MOST_CATEGORIES = 32  # more would bury the log

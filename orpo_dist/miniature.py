@@ -42,7 +42,7 @@ def miniature(core: Any, longest: int | None = None) -> Any:
     for shrink in shrinks if is_small(core) else shrinks[1:]:
         config = copy.deepcopy(core.config)
         config._attn_implementation = _plain_attention(core.config)
-        for part in _parts(config):
+        for part in parts(config):
             part.__dict__.pop("quantization_config", None)
             for change in shrink:
                 change(part)
@@ -71,12 +71,12 @@ def in_fp32(core: Any) -> Any:
     return copy.deepcopy(core).float().cpu().eval()
 
 
-def _parts(config: Any) -> Iterator[Any]:
-    """The config and those inside it."""
+def parts(config: Any) -> Iterator[Any]:
+    """A config and those inside it."""
     yield config
     for name in getattr(config, "sub_configs", {}):
         if (inner := getattr(config, name, None)) is not None:
-            yield from _parts(inner)
+            yield from parts(inner)
 
 
 def _narrow(config: Any) -> None:
@@ -147,7 +147,7 @@ def _within_reach(config: Any, longest: int | None) -> None:
 
 def length_switch(config: Any) -> int | None:
     """Tokens beyond which some rope of a model changes for the whole sequence; None: never."""
-    return min((at for part in _parts(config) for _, at in _switches(part)), default=None)
+    return min((at for part in parts(config) for _, at in _switches(part)), default=None)
 
 
 def _switches(config: Any) -> Iterator[tuple[dict[str, Any], int]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from orpo_dist import runtime
 from orpo_dist.adapters import FILE as ADAPTER
@@ -20,9 +20,13 @@ from orpo_dist.device import computes_bf16, mention_emulated_bf16
 from orpo_dist.kinds import embedding_rows, refuse_checkpointing, refuse_not_causal
 from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
+from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
 from orpo_dist.towers import say_frozen
+from orpo_dist.targets import reached
 from orpo_dist.types import TemporaryFailure, UserError
+
+logger = logging.getLogger("orpo_dist")
 
 # Of a model: its tokenizer, its config, and the rows of its embedding (None: not known).
 Known = tuple[Any, Any, int | None]
@@ -123,7 +127,7 @@ def _named(model: str | None, config: ORPOConfig) -> str:
 
 
 def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
-    """The policy in its adapter, free of dropout.
+    """The policy in its adapter, free of randomness.
 
     model: a model of transformers, or the name of one to load (default: the config's). Raises
     ``UserError``.
@@ -133,7 +137,11 @@ def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
         model = load_policy(config)
     if config.gradient_checkpointing:
         refuse_checkpointing(_core(model))
-    disable_dropout(model)
+    if off := quiet(model):
+        logger.info(
+            "switched off in the base model, so that both answers of a pair meet the same network: "
+            "%s", off,
+        )  # fmt: skip
     policy = _with_adapter(model, config, peft_config)
     say_frozen(_core(policy))
     return policy
@@ -152,7 +160,7 @@ def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
         raise UserError("quantization: happens on loading; pass the model by name, or quantised")
     if peft_config is None and config.peft and not adapted:
         peft_config = lora_config(config)
-    return policy if peft_config is None else add_adapter(policy, peft_config)
+    return policy if peft_config is None else _adapted(policy, peft_config)
 
 
 def load_policy(config: ORPOConfig) -> Any:
@@ -175,7 +183,14 @@ def load_policy(config: ORPOConfig) -> Any:
     if not config.peft:
         return model
     torch.manual_seed(config.seed)  # loading draws random numbers on some engines, not on others
-    return add_adapter(model, lora_config(config))
+    return _adapted(model, lora_config(config))
+
+
+def _adapted(model: Any, peft_config: Any) -> Any:
+    """A model in a fresh adapter, of which a line says what it reaches."""
+    policy = add_adapter(model, peft_config)
+    logger.info("adapter: %s", reached(policy, peft_config))
+    return policy
 
 
 def _in_adapter(base: Any, folder: str | Path, **options: Any) -> Any:
@@ -244,19 +259,6 @@ def _loading(what: str, model: str) -> Iterator[None]:
 def local_device() -> str | int:
     """Where this process computes."""
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Dropout off in the base model: both answers must meet the same network.
-
-    The dropout of an adapter is a setting of its own (``lora_dropout``) and stays.
-    """
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):  # kept as plain numbers by many attentions
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None = None) -> Any:

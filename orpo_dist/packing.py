@@ -31,6 +31,7 @@ class PackedBatch(Parcel):
     the chosen answer of pair b, B + b for its rejected one, 2B + b for its prompt.
     answer_tokens: (2B,) lengths of the answers. nll_tokens: (B,). weight: (B,).
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
+    rows, times: (T,) pair of each token and how often it counts, where experts are to be balanced.
     """
 
     input_ids: Tensor
@@ -43,6 +44,8 @@ class PackedBatch(Parcel):
     nll_tokens: Tensor
     weight: Tensor
     varlen: VarlenLayout | None = None
+    rows: Tensor | None = None
+    times: Tensor | None = None
 
 
 def pack_pairs(
@@ -50,8 +53,12 @@ def pack_pairs(
     nll_scope: str = "completion",
     real: bool = True,
     varlen: bool = False,
+    routed: bool = False,
 ) -> PackedBatch:
-    """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel."""
+    """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
+
+    routed: for ``routing``.
+    """
     flat = FlatPairs.of(pairs)
     prompt, chosen, rejected = flat.lengths.T
     with_prompt = nll_scope == "prompt_and_completion"
@@ -65,6 +72,11 @@ def pack_pairs(
         "nll_tokens": chosen + (prompt - 1) * with_prompt,
         "weight": np.full(len(prompt), real, dtype=np.float32),
     }
+    if routed:
+        arrays |= {
+            "rows": np.repeat(np.arange(len(prompt)), flat.lengths.sum(1)),
+            "times": np.repeat(np.tile([2, 1, 1], len(prompt)), flat.lengths.ravel()),
+        }
     layout = layout_arrays(flat.lengths) if varlen else {}
     tensors = together(arrays | layout)
     return PackedBatch(
@@ -94,8 +106,8 @@ def _predictions(flat: FlatPairs, with_prompt: bool) -> dict[str, np.ndarray]:
     }
 
 
-def gather_scores(batch: PackedBatch, logps: Tensor) -> PairScores:
-    """Per-token log-probs (S,) -> per-pair scores."""
+def gather_scores(batch: PackedBatch, logps: Tensor, balance: Tensor | None = None) -> PairScores:
+    """Per-token log-probs (S,) -> per-pair scores. balance: (B,) of the experts."""
     count = len(batch.weight)
     sums = logps.new_zeros(3 * count).index_add(0, batch.owners, logps)
     chosen, rejected, prompt = sums.split(count)
@@ -106,4 +118,5 @@ def gather_scores(batch: PackedBatch, logps: Tensor) -> PairScores:
         nll_sum=-(chosen + prompt),
         nll_tokens=batch.nll_tokens,
         weight=batch.weight,
+        balance=balance,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, runs
+from orpo_dist.routing import balance
 from orpo_dist.types import Pair, PairScores
 
 
@@ -72,12 +73,16 @@ def pad_pairs(
     return PaddedBatch(**together(arrays))
 
 
-def padded_scores(model: Any, batch: PaddedBatch) -> PairScores:
-    """Score a padded batch with any causal language model of transformers."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
-    pairs = len(batch.weight)
+def padded_scores(model: Any, batch: PaddedBatch, top_k: int | None = None) -> PairScores:
+    """Score a padded batch with any causal language model of transformers.
+
+    top_k: experts a token, where their balance is asked for.
+    """
+    asked = {} if top_k is None else {"output_router_logits": True}
+    output = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **asked
+    )
+    logits, pairs = output.logits, len(batch.weight)
     targets = batch.input_ids[:, 1:]
     answers = batch.answer_mask[:, 1:]
     nll_mask = batch.nll_mask[:, 1:]
@@ -94,4 +99,11 @@ def padded_scores(model: Any, batch: PaddedBatch) -> PairScores:
         nll_sum=-(logp[:pairs] * nll_mask).sum(1),
         nll_tokens=nll_mask.sum(1),
         weight=batch.weight,
+        balance=None if top_k is None else _balance(output.router_logits, batch, top_k),
     )
+
+
+def _balance(router_logits: tuple[Tensor, ...], batch: PaddedBatch, top_k: int) -> Tensor:
+    pairs, length = len(batch.weight), batch.input_ids.shape[1]
+    rows = torch.arange(pairs, device=batch.weight.device).repeat(2).repeat_interleave(length)
+    return balance(router_logits, rows, batch.attention_mask.flatten(), pairs, top_k)

@@ -26,6 +26,7 @@ from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
 from orpo_dist.reasons import reason_of
+from orpo_dist.routing import balance
 from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -39,6 +40,7 @@ class Scorer:
     """One way of scoring, fixed for a model.
 
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
+    top_k: experts a token, where the balance of experts is asked for (``routing``).
     holds_to: packing is exact up to sequences of so many tokens; None: of any length.
     """
 
@@ -47,18 +49,21 @@ class Scorer:
     pad_id: int = 0
     varlen: bool = False
     holds_to: int | None = None
+    top_k: int | None = None
 
     def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
-            return pack_pairs(pairs, self.nll_scope, real, self.varlen)
+            routed = self.top_k is not None
+            return pack_pairs(pairs, self.nll_scope, real, self.varlen, routed)
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
         """Scores of a collated batch; ``model`` may be wrapped by an engine."""
         if isinstance(batch, PaddedBatch):
-            return padded_scores(model, batch)
-        return gather_scores(batch, model(input_ids=batch.input_ids, orpo_batch=batch))
+            return padded_scores(model, batch, self.top_k)
+        found = model(input_ids=batch.input_ids, orpo_batch=batch)
+        return gather_scores(batch, *(found if isinstance(found, tuple) else (found,)))
 
 
 def make_scorer(
@@ -261,9 +266,11 @@ def _forget_packing(core: Any, attention: str) -> None:
     core.set_attn_implementation(attention)
 
 
-def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
+def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor | tuple[Tensor, Tensor]:
+    rows, times = orpo_batch.rows, orpo_batch.times
+    asked = {} if rows is None else {"output_router_logits": True}
     with no_masks():
-        hidden = self.base_model(
+        output = self.base_model(
             input_ids=orpo_batch.input_ids,
             # Without one, transformers reads positions back from the device to find sequences.
             attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
@@ -271,8 +278,14 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
             use_cache=False,
             orpo_segments=orpo_batch.segments,
             orpo_varlen=orpo_batch.varlen,
-        ).last_hidden_state[0]
-    return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
+            **asked,
+        )
+    hidden = output.last_hidden_state[0]
+    logps = token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
+    if rows is None or times is None:
+        return logps
+    pairs = len(orpo_batch.weight)
+    return logps, balance(output.router_logits, rows, times, pairs, self.num_experts_per_tok)
 
 
 def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor:

@@ -36,7 +36,9 @@ from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, t
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
 from orpo_dist.objective import orpo_loss
+from orpo_dist.randomness import refuse_random
 from orpo_dist.rates import idle_steps
+from orpo_dist.routing import wants_balance
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
 from orpo_dist.steady_trainer import SteadyTrainer
@@ -91,6 +93,7 @@ class ORPOTrainer(SteadyTrainer):
         policy = make_policy(model, config, peft_config)
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self._encoder.end_id)
+        refuse_random(policy, self.runtime)
         lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
         self.scorer = agreed_scorer(
             policy, config, processing_class, self.runtime, max(lengths, default=None)
@@ -103,6 +106,9 @@ class ORPOTrainer(SteadyTrainer):
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
+        if wants_balance(causal_model(policy), config.router_aux_loss_coef):
+            top_k = causal_model(policy).num_experts_per_tok
+            self.scorer = dataclasses.replace(self.scorer, top_k=top_k)
         self.config, self.async_save = config, config.async_save
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)
@@ -227,9 +233,9 @@ class ORPOTrainer(SteadyTrainer):
     def micro_batch_loss(self, model: Any, step: LoadedStep, number: int) -> Tensor:
         """As promised to ``BudgetTrainer``."""
         scores = self.score(model, step.batches[number])
-        share, metrics = self.compute_objective(scores, step)
+        share, means = self._measured(scores, step)
         ids = step.category_ids[number]
-        self._train_means.add(self._means(share, metrics, step), scores, ids)
+        self._train_means.add(means, scores, ids)
         self.suspects.add(step.pairs[number], share, scores)
         return share
 
@@ -260,9 +266,15 @@ class ORPOTrainer(SteadyTrainer):
     def _alpha_of(self, steps_done: int) -> float:
         return self._alpha_at(min(1.0, steps_done / max(1, self.state.max_steps)))
 
-    def _means(self, share: Tensor, metrics: StepMetrics, step: LoadedStep) -> Tensor:
+    def _measured(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, Tensor]:
+        """A micro-batch's share of the loss, router loss included, and of the step's means."""
+        share, metrics = self.compute_objective(scores, step)
+        router = None
+        if scores.balance is not None:
+            router = (scores.weight * scores.balance).sum() / step.total_pairs
+            share = share + (self.config.router_aux_loss_coef or 0.0) * router
         counts = step.total_pairs, step.total_nll_tokens
-        return step_means(share, metrics, self.orpo_alpha, *counts)
+        return share, step_means(share, metrics, self.orpo_alpha, *counts, router)
 
     def prediction_step(
         self, model: Any, inputs: LoadedStep, prediction_loss_only: bool, ignore_keys: Any = None
@@ -274,9 +286,9 @@ class ORPOTrainer(SteadyTrainer):
         with torch.no_grad():
             for batch, ids in inputs:
                 scores = self.score(model, batch)
-                share, metrics = self.compute_objective(scores, whole)
+                share, means = self._measured(scores, whole)
                 loss += share
-                self._eval_means.add(self._means(share, metrics, whole), scores, ids)
+                self._eval_means.add(means, scores, ids)
         return loss, None, None
 
     def evaluation_loop(

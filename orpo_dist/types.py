@@ -62,6 +62,7 @@ class PairScores:
     nll_sum: summed negative log-likelihood over the tokens of ``nll_scope`` (nats).
     nll_tokens: how many tokens ``nll_sum`` covers.
     weight: 1 for a real pair, 0 for filler that keeps ranks in step; multiplies every sum.
+    balance: load-balancing loss of the experts, where it is asked for (``routing``).
     """
 
     chosen_logp: Tensor
@@ -69,6 +70,7 @@ class PairScores:
     nll_sum: Tensor
     nll_tokens: Tensor
     weight: Tensor
+    balance: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ class ORPOConfig(BaseModel):
     orpo_alpha_start: float = setting("objective", 0.0, "where the schedules linear, cosine and warmup begin", ge=0)
     orpo_alpha_warmup: float = setting("objective", 0.1, "share of the run that the schedule warmup takes", gt=0, le=1)
     loss_form: Literal["additive", "convex"] = setting("objective", "additive", "additive: L_SFT + alpha L_OR; convex: (1 - alpha) L_SFT + alpha L_OR")
+    router_aux_loss_coef: float | None = setting("objective", None, "weight of the load-balancing loss of a mixture of experts, as transformers computes it, of each pair; default: none; 0: none, whatever the model's config says", ge=0)
     nll_scope: Literal["completion", "prompt_and_completion"] = setting("objective", "completion", "tokens of L_SFT: the chosen answer, or prompt and answer as in the paper's code and TRL")
 
     # --- optimisation

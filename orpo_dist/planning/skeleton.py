@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
-from orpo_dist.model import disable_dropout
+from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
 from orpo_dist.towers import freeze_towers
 from orpo_dist.types import UserError
@@ -97,7 +97,7 @@ def build(
             raise UserError(
                 f"model {config.model}: cannot be built from its config.json ({reason})"
             ) from error
-        disable_dropout(model)
+        quiet(model)
         if method.quantization:
             _quantise(model)
         if method.peft:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_dist.checkpoint import saved_shapes
 from orpo_dist.cli import main
 from tests.conftest import DEMO
+from tests.families import small_config
 from tests.launching import assert_engine, curve, launched, run, training
 
 SHORT = ("--max-steps", "4", "--lr", "1e-2", "--peft")
@@ -92,3 +93,28 @@ def test_tied_weights_are_written_once(
     ids = torch.tensor([[7, 8, 9]])
     theirs = AutoPeftModelForCausalLM.from_pretrained(more)
     torch.testing.assert_close(model(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_a_router_loss_is_the_same_on_two_processes(
+    engine: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Ranks and micro-batches share out pairs, and the loss is of pairs."""
+    model = tmp_path / "model"
+    words = AutoTokenizer.from_pretrained(tiny_model_dir)
+    words.save_pretrained(model)
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(small_config("qwen3_moe", vocab_size=len(words)))
+    made.save_pretrained(model)
+    flags = ("--max-steps", "3", "--router-aux-loss-coef", "0.5", "--lr", "1e-3")
+    run(launched(engine) + training(model, tmp_path / "many", *flags))
+    assert_engine(tmp_path / "many", engine, 2)
+    assert main(training(model, tmp_path / "one", *flags)) == 0
+    many, one = (router_losses(tmp_path / name) for name in ("many", "one"))
+    assert len(one) == 3 and many == pytest.approx(one, rel=1e-5)
+    assert curve(tmp_path / "many") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
+
+
+def router_losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss/router"] for line in lines if "loss/router" in line]

@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 import orpo_dist.attention
 import orpo_dist.head
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError, load
-from orpo_dist.model import disable_dropout
 from orpo_dist.packing import pack_pairs
+from orpo_dist.randomness import quiet
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.types import Pair
 from tests.invariance.test_normalisation import run
@@ -61,7 +61,7 @@ def small_model(family: str) -> Any:
     config, model, settings = FAMILIES[family]
     torch.manual_seed(0)
     made = getattr(transformers, model)(getattr(transformers, config)(**settings))
-    disable_dropout(made)
+    quiet(made)
     with torch.no_grad():
         for parameter in made.parameters():  # sharper than initialisation: mistakes show
             parameter.mul_(2)

@@ -52,6 +52,7 @@ DOCUMENTED = {
     "orpo_alpha_warmup": 0.1,
     "loss_form": "additive",
     "nll_scope": "completion",
+    "router_aux_loss_coef": None,
     "epochs": 3,
     "max_steps": None,
     "batch_size": 4,
