@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 DTYPES = {"135M": "float32", "1B": "bfloat16"}
 VOCABULARY = 49152
-APART = 8  # steps between two checkpoints, during which the first has to come to the disk
+APART = {"135M": 8, "1B": 2}  # steps between two, in which the first has to come to the disk
 WAYS = ("at once", "beside training")
 
 
@@ -92,10 +92,10 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(getattr(torch, DTYPES[size]))
     lines = Path(options.data).read_text(encoding="utf-8").splitlines()[:64]
-    saves = 2 * options.times
+    saves, apart = 2 * options.times, APART[size]
     settings = ORPOConfig(
-        project_name=str(scratch / "run"), max_steps=saves * APART + 2, batch_size=1, log="none",
-        gradient_accumulation=1, save_strategy="steps", save_steps=APART, save_total_limit=1,
+        project_name=str(scratch / "run"), max_steps=saves * apart + 2, batch_size=1, log="none",
+        gradient_accumulation=1, save_strategy="steps", save_steps=apart, save_total_limit=1,
         max_prompt_length=32, max_completion_length=32, overlong="truncate",
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
         size = 0
 
         def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-            self.way = WAYS[self.state.global_step // APART % 2]
+            self.way = WAYS[self.state.global_step // apart % 2]
             self.async_save, self.began = self.way == WAYS[1], time.perf_counter()
             super()._save_checkpoint(*args, **kwargs)
 
@@ -123,9 +123,9 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
     usual = statistics.median(clock.steps)
     for number, way in enumerate(WAYS):
         stalls = [
-            sum(clock.steps[at - 1 : at - 1 + APART]) - APART * usual
-            for at in range(APART, saves * APART + 1, APART)
-            if at // APART % 2 == number and at - 1 + APART <= len(clock.steps)
+            sum(clock.steps[at - 1 : at - 1 + apart]) - apart * usual
+            for at in range(apart, saves * apart + 1, apart)
+            if at // apart % 2 == number and at - 1 + apart <= len(clock.steps)
         ]
         found[way] = {
             "bytes": trainer.size, "step": usual, "stall": statistics.median(stalls),
