@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from orpo_dist.masks import PackedMask, Segments
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, begins, runs
 from orpo_dist.types import Pair, PairScores
 from orpo_dist.varlen import VarlenLayout, layout_arrays
-
-# (prompt, chosen, rejected) lengths of each pair, in the order in which the pairs lie.
-Segments = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class PackedBatch(Parcel):
     nll_tokens: Tensor
     weight: Tensor
     varlen: VarlenLayout | None = None
+
+    @property
+    def mask(self) -> PackedMask:
+        """What the model gets for its masks."""
+        return PackedMask(self.segments, self.varlen)
 
 
 def pack_pairs(

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from orpo_dist import proof
-from orpo_dist.attention import no_masks, use_packed_attention
+from orpo_dist.attention import use_packed_attention
 from orpo_dist.config import ORPOConfig
 from orpo_dist.head import forget_targets, teach_targets, token_logps
+from orpo_dist.masks import Unpackable, packing
 from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
@@ -171,6 +172,8 @@ def _unproved(model: Any, longest: int | None) -> str | None:
         reason = reason or _teach_packing(core)
         if reason is None and changed and not is_small(core):
             reason = proof.model_fails(model, Scorer(True), Scorer(False))
+    except Unpackable as error:
+        reason = str(error)
     except Exception as error:  # whatever an unknown architecture makes of packed input
         reason = _first_line(f"does not run packed ({type(error).__name__}: {error})")
     if reason is not None and "forward" in vars(core):
@@ -187,17 +190,24 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def backbone(core: Any) -> Any:
+    """The part of a model that comes before its head; the model itself where there is none."""
+    if core.base_model is not core:
+        return core.base_model
+    embeddings = core.get_input_embeddings()  # some classes name their backbone wrongly
+    return next(
+        (c for c in core.children() if embeddings in c.modules() and c is not embeddings), core
+    )
+
+
 def why_not_packed(core: Any) -> str | None:
     """Why a model can be known not to pack, before trying."""
     if getattr(core, "_is_stateful", False):
         return "keeps a recurrent state, which cannot be shared between answers"
-    if core.get_output_embeddings() is None or core.base_model is core:
+    if core.get_output_embeddings() is None or backbone(core) is core:
         return "has no separate backbone and vocabulary head"
-    backbone = inspect.signature(core.base_model.forward).parameters
-    if "position_ids" not in backbone:
+    if "position_ids" not in inspect.signature(backbone(core).forward).parameters:
         return "takes no position_ids"
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in backbone.values()):
-        return "passes no further arguments to its attention"
     return None
 
 
@@ -208,6 +218,8 @@ def _teach_packing(core: Any) -> str | None:
     """
     try:
         use_packed_attention(core)
+    except Unpackable as error:
+        return str(error)
     except (ValueError, KeyError, AttributeError) as error:
         return f"does not take attention from the interface ({error})".partition("\n")[0]
     plain = type(core).forward
@@ -231,15 +243,13 @@ def _forget_packing(core: Any, attention: str) -> None:
 
 
 def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
-    with no_masks():
-        hidden = self.base_model(
+    with packing(orpo_batch.mask):
+        hidden = backbone(self)(
             input_ids=orpo_batch.input_ids,
             # Without one, transformers reads positions back from the device to find sequences.
             attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
             position_ids=orpo_batch.position_ids,
             use_cache=False,
-            orpo_segments=orpo_batch.segments,
-            orpo_varlen=orpo_batch.varlen,
         ).last_hidden_state[0]
     return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
 
@@ -251,7 +261,7 @@ def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor
     """
     core, targets = causal_model(model), ids[:, -wanted:]
     if packed:
-        states = core.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = backbone(core)(input_ids=ids, use_cache=False).last_hidden_state
         states = states[:, -wanted - 1 : -1]
         return token_logps(core, states.flatten(0, 1), targets.flatten()).view_as(targets)
     logits = model(input_ids=ids, use_cache=False).logits[:, -wanted - 1 : -1]
