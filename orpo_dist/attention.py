@@ -67,9 +67,11 @@ def packed_attention(
         prompt, chosen, rejected = 3 * number, 3 * number + 1, 3 * number + 2
         for which, answer in ((0, chosen), (1, rejected)):
             asking = queries[2 * number + which]
-            seen = [torch.cat([x[prompt], x[answer]], 2) for x in (keys, values)]
-            visible = mask.visible(asking.shape[2], seen[0].shape[2], query.device)
-            outputs.append(_attend(asking, *seen, visible, scaling, softcap, sinks))
+            if not asking.shape[2]:
+                continue
+            seen, said = (torch.cat([x[prompt], x[answer]], 2) for x in (keys, values))
+            visible = mask.visible(asking.shape[2], seen.shape[2], query.device)
+            outputs.append(_attend(asking, seen, said, visible, scaling, softcap, sinks))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous()  # some models take a view of it
 
 

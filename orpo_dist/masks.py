@@ -58,7 +58,7 @@ class PackedMask:
         kind = [name for name, setting in kinds.items() if getattr(config, setting, None) == size]
         if len(kind) != 1:
             raise Unpackable("has windows that its config does not tell from chunks")
-        return replace(self, **{kind[0]: size})
+        return replace(self, window=size) if kind == ["window"] else replace(self, chunk=size)
 
     def visible(self, rows: int, columns: int, device: torch.device) -> Tensor | None:
         """Which of ``columns`` keys the last ``rows`` tokens see; None: all that come before."""
@@ -78,8 +78,8 @@ _packing: ContextVar[PackedMask | None] = ContextVar("packing", default=None)
 
 
 @contextlib.contextmanager
-def packing(mask: PackedMask) -> Iterator[None]:
-    """Within it models that ask for a mask get this one."""
+def packing(mask: PackedMask | None) -> Iterator[None]:
+    """Within it models that ask for a mask get this one; None: again what they would get."""
     token = _packing.set(mask)
     try:
         yield

@@ -16,6 +16,7 @@ from torch import Tensor
 from orpo_dist.masks import PackedMask, Segments
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, begins, runs
+from orpo_dist.rows import Rows, row_arrays
 from orpo_dist.types import Pair, PairScores
 from orpo_dist.varlen import VarlenLayout, layout_arrays
 
@@ -29,6 +30,7 @@ class PackedBatch(Parcel):
     the chosen answer of pair b, B + b for its rejected one, 2B + b for its prompt.
     answer_tokens: (2B,) lengths of the answers. nll_tokens: (B,). weight: (B,).
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
+    rows: the same answers as rows, for layers that need them.
     """
 
     input_ids: Tensor
@@ -41,6 +43,7 @@ class PackedBatch(Parcel):
     nll_tokens: Tensor
     weight: Tensor
     varlen: VarlenLayout | None = None
+    rows: Rows | None = None
 
     @property
     def mask(self) -> PackedMask:
@@ -53,8 +56,12 @@ def pack_pairs(
     nll_scope: str = "completion",
     real: bool = True,
     varlen: bool = False,
+    rows: bool = False,
 ) -> PackedBatch:
-    """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel."""
+    """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
+
+    rows: for a model with layers that need them.
+    """
     flat = FlatPairs.of(pairs)
     prompt, chosen, rejected = flat.lengths.T
     with_prompt = nll_scope == "prompt_and_completion"
@@ -69,11 +76,13 @@ def pack_pairs(
         "weight": np.full(len(prompt), real, dtype=np.float32),
     }
     layout = layout_arrays(flat.lengths) if varlen else {}
-    tensors = together(arrays | layout)
+    rectangle = {f"row_{name}": x for name, x in row_arrays(flat.lengths).items()} if rows else {}
+    tensors = together(arrays | layout | rectangle)
     return PackedBatch(
         **{name: tensors[name] for name in arrays},
         segments=tuple((p, c, r) for p, c, r in flat.lengths.tolist()),
         varlen=VarlenLayout.of(flat.lengths, tensors) if varlen else None,
+        rows=Rows(**{name[4:]: tensors[name] for name in rectangle}) if rows else None,
     )
 
 

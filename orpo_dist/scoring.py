@@ -26,6 +26,7 @@ from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
+from orpo_dist.row_layers import forget_rows, stateful_layers, teach_rows
 from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.types import Pair, PairScores, UserError
 
@@ -39,7 +40,8 @@ class Scorer:
     """One way of scoring, fixed for a model.
 
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
-    holds_to: packing is exact up to sequences of so many tokens; None: of any length.
+    holds_to: packing is exact up to sequences of so many tokens; None: of any length. rows: packed,
+    but some layers need every answer as a row of its own.
     """
 
     packed: bool
@@ -47,11 +49,17 @@ class Scorer:
     pad_id: int = 0
     varlen: bool = False
     holds_to: int | None = None
+    rows: bool = False
+
+    @property
+    def padded(self) -> bool:
+        """Whether some layers at least get padding, so that micro-batches are cut for it."""
+        return self.rows or not self.packed
 
     def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
-            return pack_pairs(pairs, self.nll_scope, real, self.varlen)
+            return pack_pairs(pairs, self.nll_scope, real, self.varlen, self.rows)
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
@@ -87,7 +95,9 @@ def make_scorer(
     if reason is None:
         switch = length_switch(core.config)
         holds_to = switch if longest is not None and longest <= (switch or 0) else None
-        return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device), holds_to)
+        return Scorer(
+            True, nll_scope, pad_id, _takes_varlen(core, device), holds_to, needs_rows(core)
+        )
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
     logger.warning(
@@ -152,8 +162,17 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
 
 def _prompts_too(varlen: bool = False) -> proof.Score:
     """Packed scores of pairs, under the scope that counts every token there is."""
-    scorer = Scorer(True, "prompt_and_completion", varlen=varlen)
-    return lambda model, pairs: scorer.score(model, scorer.collate(pairs).to(model.device))
+
+    def score(model: Any, pairs: Sequence[Pair]) -> PairScores:
+        scorer = Scorer(True, "prompt_and_completion", varlen=varlen, rows=needs_rows(model))
+        return scorer.score(model, scorer.collate(pairs).to(model.device))
+
+    return score
+
+
+def needs_rows(core: Any) -> bool:
+    """Whether layers of a model need every answer as a row of its own."""
+    return next(stateful_layers(backbone(core)), None) is not None
 
 
 def _unproved(model: Any, longest: int | None) -> str | None:
@@ -171,7 +190,7 @@ def _unproved(model: Any, longest: int | None) -> str | None:
             reason = proof.fails(in_fp32(core), _teach_packing, _prompts_too())
         reason = reason or _teach_packing(core)
         if reason is None and changed and not is_small(core):
-            reason = proof.model_fails(model, Scorer(True), Scorer(False))
+            reason = proof.model_fails(model, Scorer(True, rows=needs_rows(core)), Scorer(False))
     except Unpackable as error:
         reason = str(error)
     except Exception as error:  # whatever an unknown architecture makes of packed input
@@ -202,8 +221,6 @@ def backbone(core: Any) -> Any:
 
 def why_not_packed(core: Any) -> str | None:
     """Why a model can be known not to pack, before trying."""
-    if getattr(core, "_is_stateful", False):
-        return "keeps a recurrent state, which cannot be shared between answers"
     if core.get_output_embeddings() is None or backbone(core) is core:
         return "has no separate backbone and vocabulary head"
     if "position_ids" not in inspect.signature(backbone(core).forward).parameters:
@@ -231,6 +248,7 @@ def _teach_packing(core: Any) -> str | None:
         return _packed_forward(self, orpo_batch)
 
     core.forward = types.MethodType(forward, core)
+    teach_rows(backbone(core))
     teach_targets(core)
     gather_as_one(core.get_output_embeddings())
     return None
@@ -238,11 +256,13 @@ def _teach_packing(core: Any) -> str | None:
 
 def _forget_packing(core: Any, attention: str) -> None:
     del core.forward  # the class's own again
+    forget_rows(backbone(core))
     forget_targets(core)
     core.set_attn_implementation(attention)
 
 
 def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
+    rows = {} if orpo_batch.rows is None else {"orpo_rows": orpo_batch.rows}
     with packing(orpo_batch.mask):
         hidden = backbone(self)(
             input_ids=orpo_batch.input_ids,
@@ -250,6 +270,7 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
             attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
             position_ids=orpo_batch.position_ids,
             use_cache=False,
+            **rows,
         ).last_hidden_state[0]
     return token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
 

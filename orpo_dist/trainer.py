@@ -172,7 +172,7 @@ class ORPOTrainer(SteadyTrainer):
         return self._loader(pairs, lambda: plan.in_order(rank), plan.steps_per_epoch)
 
     def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> Plan:
-        padded = not self.scorer.packed
+        padded = self.scorer.padded
         if config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu":
             config = config.replace(max_tokens_per_microbatch=None)
             plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)

@@ -79,20 +79,26 @@ def layout_arrays(lengths: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-class _LayOut(torch.autograd.Function):
-    """(T, …) -> (K, …), prompts twice. The gradient adds both copies without atomics."""
+class LayOut(torch.autograd.Function):
+    """(T, …) -> (C, …), some rows more than once. The gradient adds all copies without atomics.
+
+    places: (C,) row of each copy. first: (T,) the first copy of each row. again: (A,) rows that
+    have another copy; second: (A,) which. Copies beyond these must have no gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, layout: VarlenLayout) -> Tensor:
-        ctx.layout = layout
-        return packed.index_select(0, layout.keys)
+    def forward(
+        ctx: Any, packed: Tensor, places: Tensor, first: Tensor, again: Tensor, second: Tensor
+    ) -> Tensor:
+        ctx.copies = first, again, second
+        return packed.index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layout = ctx.layout
-        packed = grad.index_select(0, layout.first_keys)
-        packed[layout.again] += grad.index_select(0, layout.again_keys)
-        return packed, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, again, second = ctx.copies
+        packed = grad.index_select(0, first)
+        packed[again] += grad.index_select(0, second)
+        return packed, None, None, None, None
 
 
 def kernel_dtype(query: Tensor) -> torch.dtype:
@@ -148,7 +154,8 @@ def varlen_attention(
         (-1 if sliding_window is None else sliding_window - 1, 0),
         query.shape[1] != key.shape[1],
     )
-    laid = queries.contiguous(), _LayOut.apply(keys, layout), _LayOut.apply(values, layout)
+    places = layout.keys, layout.first_keys, layout.again, layout.again_keys
+    laid = queries.contiguous(), *(LayOut.apply(x, *places) for x in (keys, values))
     output: Any = call(*laid) if sinks is None else _WithSinks.apply(*laid, sinks, call)
     return output[None] if width == value.shape[-1] else output[None, ..., : value.shape[-1]]
 
@@ -182,7 +189,7 @@ class _Call:
         causal = self.window == (-1, 0)
         return torch.ops.torch_attn._varlen_attn_backward(
             grad, *saved, *self.places, causal, state, self.scale, list(self.window)
-        )  # type: ignore[no-any-return]
+        )
 
 
 class _WithSinks(torch.autograd.Function):

@@ -134,7 +134,7 @@ def _micro_batches(
         global_batch=batch_size,
         micro_batch=batch_size,
         token_budget=token_budget,
-        padded=not scorer.packed,
+        padded=scorer.padded,
     )
     for step in plan.in_order():
         yield from (list(micro_batch) for micro_batch in step.micro_batches)

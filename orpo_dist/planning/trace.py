@@ -83,8 +83,9 @@ def micro_batch_bytes(
         _off_meta(model)
         core = scoring.causal_model(model)
         packs = config.attention != "padded" and scoring.why_not_packed(core) is None
+        kernel, rows = gpu and precision != "none", packs and scoring.needs_rows(core)
         scorer = scoring.adopt_scorer(
-            model, Scorer(packs, config.nll_scope, varlen=gpu and precision != "none")
+            model, Scorer(packs, config.nll_scope, varlen=kernel, rows=rows)
         )
         batch = scorer.collate([_pair(lengths) for lengths in pairs])
         for parameter in model.parameters():

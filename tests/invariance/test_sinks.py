@@ -54,7 +54,8 @@ def long_pairs() -> list[Pair]:
 def answers(x: Tensor) -> list[Tensor]:
     """Prompt with each answer, (1, H, n, D), of a packed (1, H, T, D)."""
     found = []
-    for prompt, chosen, rejected in zip(*[iter(x.split([n for s in SEGMENTS for n in s], 2))] * 3):
+    for part, (p, c, r) in zip(x.split([sum(s) for s in SEGMENTS], 2), SEGMENTS, strict=True):
+        prompt, chosen, rejected = part.split([p, c, r], 2)
         found += [torch.cat([prompt, chosen], 2), torch.cat([prompt, rejected], 2)]
     return found
 
