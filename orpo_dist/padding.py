@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, runs
+from orpo_dist.switches import Sides, Switch, padded_sides, sides_of, turning
 from orpo_dist.types import Pair, PairScores
 
 
@@ -26,7 +27,8 @@ class PaddedBatch(Parcel):
     input_ids, attention_mask: (2B, L). answer_mask: (2B, L) 1 on answer tokens, by position and
     never by comparing with the padding token. nll_mask: (B, L) 1 on the tokens of L_SFT in the
     chosen sequences. predicted: (2, S) row of each predicted token, column of the position that
-    predicts it. weight: (B,) 1 for real pairs, 0 for filler.
+    predicts it. weight: (B,) 1 for real pairs, 0 for filler. sides: who shares a rope, where ropes
+    change with the length and not all are on one side.
     """
 
     input_ids: Tensor
@@ -35,6 +37,7 @@ class PaddedBatch(Parcel):
     nll_mask: Tensor
     predicted: Tensor
     weight: Tensor
+    sides: Sides | None = None
 
 
 def pad_pairs(
@@ -42,10 +45,11 @@ def pad_pairs(
     nll_scope: str = "completion",
     pad_id: int = 0,
     real: bool = True,
+    switches: tuple[Switch, ...] = (),
 ) -> PaddedBatch:
     """Collate pairs. pad_id: any valid token; it is masked wherever it stands.
 
-    real: False makes every pair filler of weight 0.
+    real: False makes every pair filler of weight 0. switches: where the model's ropes change.
     """
     flat = FlatPairs.of(pairs)
     count = len(flat.lengths)
@@ -69,14 +73,18 @@ def pad_pairs(
         "predicted": np.stack(np.nonzero(wanted[:, 1:])),
         "weight": np.full(count, real, dtype=np.float32),
     }
-    return PaddedBatch(**together(arrays))
+    turned = padded_sides(switches, ends[:, 0])
+    tensors = together(arrays | {f"side_{name}": x for name, x in turned.items()})
+    fields = {name: tensors[name] for name in arrays}
+    return PaddedBatch(**fields, sides=sides_of(turned, tensors))
 
 
 def padded_scores(model: Any, batch: PaddedBatch) -> PairScores:
     """Score a padded batch with any causal language model of transformers."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
+    with turning(batch.sides):
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
     pairs = len(batch.weight)
     targets = batch.input_ids[:, 1:]
     answers = batch.answer_mask[:, 1:]

@@ -18,7 +18,8 @@ from orpo_dist.rows import Rows
 
 # Classes of transformers; the proof sees what is not among them.
 STATEFUL = re.compile(
-    r"(GatedDelta\w*|DeltaNet|DeltaAttention|ShortConv|Mixer|LightningAttention|RecurrentBlock)$"
+    r"(GatedDeltaNet|DeltaAttention|TextLinearAttention|LightningAttention|ShortConv|Mixer"
+    r"|MambaLayer|RecurrentBlock)$"
 )
 
 

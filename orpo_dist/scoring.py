@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +23,14 @@ from orpo_dist.attention import use_packed_attention
 from orpo_dist.config import ORPOConfig
 from orpo_dist.head import forget_targets, teach_targets, token_logps
 from orpo_dist.masks import Unpackable, packing
-from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
+from orpo_dist.miniature import in_fp32, is_small, miniature
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
+from orpo_dist.ropes import teach_ropes
 from orpo_dist.row_layers import forget_rows, stateful_layers, teach_rows
 from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
+from orpo_dist.switches import Switch, stand_apart, switches, turning
 from orpo_dist.types import Pair, PairScores, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -40,16 +43,16 @@ class Scorer:
     """One way of scoring, fixed for a model.
 
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
-    holds_to: packing is exact up to sequences of so many tokens; None: of any length. rows: packed,
-    but some layers need every answer as a row of its own.
+    rows: packed, but some layers need every answer as a row of its own. switches: lengths at which
+    the model's ropes change.
     """
 
     packed: bool
     nll_scope: str = "completion"
     pad_id: int = 0
     varlen: bool = False
-    holds_to: int | None = None
     rows: bool = False
+    switches: tuple[Switch, ...] = ()
 
     @property
     def padded(self) -> bool:
@@ -59,8 +62,17 @@ class Scorer:
     def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
-            return pack_pairs(pairs, self.nll_scope, real, self.varlen, self.rows)
-        return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
+            return pack_pairs(pairs, self.nll_scope, real, self.varlen, self.rows, self.switches)
+        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
+
+    def repeated(self, lengths: np.ndarray) -> np.ndarray | None:
+        """Tokens of prompts that stand twice in packed batches of these pairs; None: no ropes do.
+
+        lengths: (N, 3) of prompt, chosen, rejected. Returns (N,).
+        """
+        if not self.switches or self.padded:
+            return None
+        return lengths[:, 0] * stand_apart(self.switches, lengths)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
         """Scores of a collated batch; ``model`` may be wrapped by an engine."""
@@ -75,29 +87,26 @@ def make_scorer(
     nll_scope: str = "completion",
     pad_id: int = 0,
     device: torch.device | None = None,
-    longest: int | None = None,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
     auto takes the packed path if the model's architecture proves, in fp32, that every answer scores
     as it would alone; some accept packed input and are silently wrong. Where it cannot, a warning
     says what the padded path costs. device: where the model will run, if that is not where its
-    weights are. longest: tokens of the longest sequence it will meet, where that is known: a rope
-    that changes only beyond that does not matter.
+    weights are.
     Raises ``UserError`` if packed is asked for and the model cannot.
     """
-    padded = Scorer(False, nll_scope, pad_id)
+    core = causal_model(model)
+    teach_ropes(core)
+    changes = switches(core.config)
+    padded = Scorer(False, nll_scope, pad_id, switches=changes)
     if attention == "padded":
         return padded
-    core = causal_model(model)
     with proof.undisturbed():
-        reason = why_not_packed(core) or _unproved(model, longest)
+        reason = why_not_packed(core) or _unproved(model)
     if reason is None:
-        switch = length_switch(core.config)
-        holds_to = switch if longest is not None and longest <= (switch or 0) else None
-        return Scorer(
-            True, nll_scope, pad_id, _takes_varlen(core, device), holds_to, needs_rows(core)
-        )
+        varlen = _takes_varlen(core, device)
+        return Scorer(True, nll_scope, pad_id, varlen, needs_rows(core), changes)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
     logger.warning(
@@ -111,20 +120,19 @@ def make_scorer(
 
 def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     """The scorer that another rank has proved, for a model that may not hold its weights here."""
+    teach_ropes(causal_model(model))
     if scorer.packed:
         _teach_packing(causal_model(model))
     return scorer
 
 
-def agreed_scorer(
-    policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime, longest: int | None = None
-) -> Scorer:
+def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
     """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
 
     def make() -> Scorer:
         pad_id = tokenizer.pad_token_id or 0
         device = torch.device("cuda") if torch.cuda.is_available() else None
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, longest)
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
@@ -164,10 +172,15 @@ def _prompts_too(varlen: bool = False) -> proof.Score:
     """Packed scores of pairs, under the scope that counts every token there is."""
 
     def score(model: Any, pairs: Sequence[Pair]) -> PairScores:
-        scorer = Scorer(True, "prompt_and_completion", varlen=varlen, rows=needs_rows(model))
+        scorer = _packing_scorer(model, "prompt_and_completion", varlen)
         return scorer.score(model, scorer.collate(pairs).to(model.device))
 
     return score
+
+
+def _packing_scorer(core: Any, nll_scope: str = "completion", varlen: bool = False) -> Scorer:
+    changes = switches(core.config)
+    return Scorer(True, nll_scope, varlen=varlen, rows=needs_rows(core), switches=changes)
 
 
 def needs_rows(core: Any) -> bool:
@@ -175,11 +188,11 @@ def needs_rows(core: Any) -> bool:
     return next(stateful_layers(backbone(core)), None) is not None
 
 
-def _unproved(model: Any, longest: int | None) -> str | None:
+def _unproved(model: Any) -> str | None:
     """Why a model does not score packed answers as it scores each alone; None if it is taught."""
     core = causal_model(model)
     try:
-        small = miniature(core, longest)
+        small = miniature(core)
     except Exception as error:
         return _first_line(f"cannot be rebuilt small for a proof ({type(error).__name__}: {error})")
     former = core.config._attn_implementation
@@ -263,7 +276,7 @@ def _forget_packing(core: Any, attention: str) -> None:
 
 def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor:
     rows = {} if orpo_batch.rows is None else {"orpo_rows": orpo_batch.rows}
-    with packing(orpo_batch.mask):
+    with packing(orpo_batch.mask), turning(orpo_batch.sides):
         hidden = backbone(self)(
             input_ids=orpo_batch.input_ids,
             # Without one, transformers reads positions back from the device to find sequences.

@@ -91,10 +91,7 @@ class ORPOTrainer(SteadyTrainer):
         policy = make_policy(model, config, peft_config)
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self._encoder.end_id)
-        lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
-        self.scorer = agreed_scorer(
-            policy, config, processing_class, self.runtime, max(lengths, default=None)
-        )
+        self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         text = policy.config.get_text_config()
         self._hidden_size = getattr(text, "hidden_size", Plan.hidden_size)  # for even shares only
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
@@ -156,12 +153,6 @@ class ORPOTrainer(SteadyTrainer):
             pairs = as_pairs(pairs, self._encoder, self.config)
         elif pairs is not self.eval_dataset:
             check_pairs(pairs, self._encoder, "eval_dataset")
-        if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
-            raise UserError(
-                f"evaluation data: has {pairs.longest} tokens in a sequence, and this model's rope "
-                f"changes beyond {self.scorer.holds_to}; pass it as eval_dataset to the trainer, "
-                "set max_seq_length, or take attention padded"
-            )
         plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
         if self.train_plan is None:  # nothing has told what fits
             plain |= {"gradient_accumulation": 1, "global_batch_size": None}
@@ -172,12 +163,13 @@ class ORPOTrainer(SteadyTrainer):
         return self._loader(pairs, lambda: plan.in_order(rank), plan.steps_per_epoch)
 
     def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> Plan:
-        padded = self.scorer.padded
-        if config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu":
+        on_cpu = config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu"
+        if on_cpu:
             config = config.replace(max_tokens_per_microbatch=None)
-            plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)
-            return dataclasses.replace(plan, token_budget=CPU_TOKENS)
-        return make_plan(config, pairs, args.world_size, self._hidden_size, padded)
+        plan = make_plan(config, pairs, args.world_size, self._hidden_size, self.scorer.padded)
+        budget = CPU_TOKENS if on_cpu else plan.token_budget
+        repeated = self.scorer.repeated(pairs.lengths)
+        return dataclasses.replace(plan, token_budget=budget, repeated=repeated)
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
         workers = self.args.dataloader_num_workers
