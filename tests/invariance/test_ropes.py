@@ -19,16 +19,17 @@ from tests.invariance.test_sinks import MOE
 
 AT = 64
 SHORT = {"original_max_position_embeddings": AT}
+SCALES = {"short_mscale": 1.2, "long_mscale": 1.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": AT}),
     "longrope": ("Phi3", {"rope_parameters": LONGROPE | SHORT, **SHORT}),
     "longrope, experts": (
-        "Phimoe", {"rope_parameters": LONGROPE | SHORT, **SHORT, "sliding_window": 32,
+        "Phimoe", {"rope_parameters": LONGROPE | SHORT | SCALES, **SHORT, "sliding_window": 32,
                    "num_local_experts": 4},
     ),
 }  # fmt: skip
 # Both answers below the switch, both beyond, one on each side, and again below.
-LENGTHS = ((40, 10, 23), (5, 90, 70), (33, 3, 1), (30, 40, 10), (60, 4, 5), (9, 5, 5))
+LENGTHS = ((40, 10, 23), (5, 90, 70), (33, 3, 1), (30, 40, 10), (60, 4, 3), (9, 5, 5))
 
 
 def made_pairs() -> list[Pair]:
