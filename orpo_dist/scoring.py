@@ -66,10 +66,7 @@ class Scorer:
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
 
     def repeated(self, lengths: np.ndarray) -> np.ndarray | None:
-        """Tokens of prompts that stand twice in packed batches of these pairs; None: no ropes do.
-
-        lengths: (N, 3) of prompt, chosen, rejected. Returns (N,).
-        """
+        """Tokens, (N,), that stand twice in packed batches of pairs of these lengths, (N, 3)."""
         if not self.switches or self.padded:
             return None
         return lengths[:, 0] * stand_apart(self.switches, lengths)
@@ -179,8 +176,8 @@ def _prompts_too(varlen: bool = False) -> proof.Score:
 
 
 def _packing_scorer(core: Any, nll_scope: str = "completion", varlen: bool = False) -> Scorer:
-    changes = switches(core.config)
-    return Scorer(True, nll_scope, varlen=varlen, rows=needs_rows(core), switches=changes)
+    rows, changes = needs_rows(core), switches(core.config)
+    return Scorer(True, nll_scope, varlen=varlen, rows=rows, switches=changes)
 
 
 def needs_rows(core: Any) -> bool:
@@ -238,6 +235,8 @@ def why_not_packed(core: Any) -> str | None:
         return "has no separate backbone and vocabulary head"
     if "position_ids" not in inspect.signature(backbone(core).forward).parameters:
         return "takes no position_ids"
+    if not type(core)._can_set_attn_implementation():  # setting it would only log a warning
+        return "has attention of its own, not from transformers' interface"
     return None
 
 
@@ -248,8 +247,6 @@ def _teach_packing(core: Any) -> str | None:
     """
     try:
         use_packed_attention(core)
-    except Unpackable as error:
-        return str(error)
     except (ValueError, KeyError, AttributeError) as error:
         return f"does not take attention from the interface ({error})".partition("\n")[0]
     plain = type(core).forward
