@@ -1,17 +1,13 @@
 """Prefix-shared attention over packed pairs, through transformers' attention interface.
 
 Registered beside ``sdpa`` and ``eager``, so that every model family that uses the interface works
-unpatched. Which pairs a sequence holds travels as the forward kwarg ``orpo_segments``; without it
-a call behaves exactly like the implementation that the model had before. ``orpo_varlen`` besides
-it asks for the variable-length kernel where that can run, else SDPA goes pair by pair.
+unpatched. Which pairs a sequence holds arrives as its mask (``masks``); with any other mask a call
+behaves exactly like the implementation that the model had before.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,27 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from orpo_dist.packing import Segments
-from orpo_dist.varlen import VarlenLayout, can_run, varlen_attention
+from orpo_dist.masks import PackedMask, Unpackable, is_packing, mask_instead_of
+from orpo_dist.varlen import can_run, varlen_attention
 
 PREFIX = "orpo_packed_"
 FORMER = ("sdpa", "eager")
 
-_packed_forward: ContextVar[bool] = ContextVar("packed_forward", default=False)
-
-
-@contextlib.contextmanager
-def no_masks() -> Iterator[None]:
-    """Within it models build no attention mask: packed attention needs none."""
-    token = _packed_forward.set(True)
-    try:
-        yield
-    finally:
-        _packed_forward.reset(token)
+# What models give their attention besides, and no attention function of transformers looks at in
+# training: windows are in the mask, and dropout is off.
+WITHOUT_EFFECT = {
+    "cache_position", "dropout", "layer_idx", "num_items_in_batch", "orpo_rows",
+    "output_attentions", "output_hidden_states", "output_router_logits", "past_key_values",
+    "position_embeddings", "position_ids", "return_dict", "sliding_window", "use_cache",
+}  # fmt: skip
 
 
 def use_packed_attention(model: Any) -> None:
-    """Let the model's attention understand ``orpo_segments``. Raises where it cannot be set."""
+    """Let the model's attention understand ``PackedMask``. Raises where it cannot be set."""
     former = model.config._attn_implementation
     if not str(former).startswith(PREFIX):
         model.set_attn_implementation(PREFIX + ("eager" if former == "eager" else "sdpa"))
@@ -49,61 +41,62 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    segments: Segments,
+    mask: PackedMask,
     scaling: float,
     softcap: float | None = None,
-    sliding_window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of packed pairs. query: (1, H, T, D); key, value: (1, H or fewer, T, D).
 
     Prompt and chosen answer attend causally to themselves; the rejected answer attends to the
-    prompt and, causally, to itself. Returns (1, T, H, D).
+    prompt and, causally, to itself. sinks: (H,) a score of each head that takes its share of every
+    softmax and adds nothing. Returns (1, T, H, D).
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     # split, not slices: its gradient is one concatenation instead of a full-size zero per slice
-    two = [size for p, c, r in segments for size in (p + c, r)]
-    three = [size for segment in segments for size in segment]
+    two = [size for p, c, r in mask.segments for size in (p + c, r)]
+    three = [size for segment in mask.segments for size in segment]
     queries, keys, values = query.split(two, 2), key.split(three, 2), value.split(three, 2)
     outputs = []
-    for number in range(len(segments)):
+    for number in range(len(mask.segments)):
         prompt, chosen, rejected = 3 * number, 3 * number + 1, 3 * number + 2
         for which, answer in ((0, chosen), (1, rejected)):
-            outputs.append(
-                _attend(
-                    queries[2 * number + which],
-                    torch.cat([keys[prompt], keys[answer]], 2),
-                    torch.cat([values[prompt], values[answer]], 2),
-                    scaling,
-                    softcap,
-                    sliding_window,
-                )
-            )
-    return torch.cat(outputs, 2).transpose(1, 2)
+            asking = queries[2 * number + which]
+            if not asking.shape[2]:
+                continue
+            seen, said = (torch.cat([x[prompt], x[answer]], 2) for x in (keys, values))
+            visible = mask.visible(asking.shape[2], seen.shape[2], query.device)
+            outputs.append(_attend(asking, seen, said, visible, scaling, softcap, sinks))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous()  # some models take a view of it
 
 
 def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    visible: Tensor | None,
     scaling: float,
     softcap: float | None,
-    window: int | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Causal attention, the last query aligned with the last key. All (1, H, *, D)."""
-    rows, columns = query.shape[2], key.shape[2]
-    window = columns if window is None else window
-    if softcap is None and rows == columns <= window:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    row = torch.arange(columns - rows, columns, device=query.device)[:, None]
-    column = torch.arange(columns, device=query.device)
-    visible = (column <= row) & (row - column < window)
-    if softcap is None:
-        return F.scaled_dot_product_attention(query, key, value, visible, scale=scaling)
-    scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
+    """Attention to the visible keys (None: as many as queries, causally). All (1, H, *, D)."""
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, visible, is_causal=visible is None, scale=scaling
+        )
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if visible is None:
+        visible = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], 3)
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return shares[..., : key.shape[2]].to(value.dtype) @ value
 
 
 def _implementation(former: str) -> Any:
@@ -112,36 +105,51 @@ def _implementation(former: str) -> Any:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | PackedMask | None,
         scaling: float | None = None,
-        orpo_segments: Segments | None = None,
-        orpo_varlen: VarlenLayout | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        if orpo_segments is None:
-            if former == "eager":
-                plain = sys.modules[type(module).__module__].eager_attention_forward
-            else:
-                plain = AttentionInterface()[former]
-            return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        softcap, window = kwargs.get("softcap"), kwargs.get("sliding_window")
-        if orpo_varlen is not None and can_run(query, softcap):
-            return varlen_attention(query, key, value, orpo_varlen, scaling, window), None
-        return packed_attention(query, key, value, orpo_segments, scaling, softcap, window), None
+    ) -> tuple[Tensor, Any]:
+        if isinstance(attention_mask, PackedMask):
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return _packed(query, key, value, attention_mask, scaling, **kwargs), None
+        if is_packing():
+            raise Unpackable("gives its attention a mask of its own")
+        if former == "eager":
+            plain = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            plain = AttentionInterface()[former]
+        return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     return attention
 
 
-def _mask(former: str) -> Any:
-    def mask(*args: Any, **kwargs: Any) -> Any:
-        if _packed_forward.get():
-            return None
-        return AttentionMaskInterface()[former](*args, **kwargs)
-
-    return mask
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: PackedMask,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> Tensor:
+    """By the kernel where it can run, else pair by pair. The names are those of transformers."""
+    unknown = [
+        name
+        for name, value in others.items()
+        if name not in WITHOUT_EFFECT and value is not None and value is not False
+    ]
+    if unknown or is_causal is False:
+        what = ", ".join(unknown) or "is_causal=False"
+        raise Unpackable(f"gives its attention {what}, which packing does not know")
+    if mask.varlen is not None and mask.chunk is None and can_run(query, softcap):
+        return varlen_attention(query, key, value, mask.varlen, scaling, mask.window, s_aux)
+    return packed_attention(query, key, value, mask, scaling, softcap, s_aux)
 
 
 for _former in FORMER:
     AttentionInterface.register(PREFIX + _former, _implementation(_former))
-    AttentionMaskInterface.register(PREFIX + _former, _mask(_former))
+    AttentionMaskInterface.register(
+        PREFIX + _former, mask_instead_of(AttentionMaskInterface()[_former])
+    )

@@ -73,7 +73,7 @@ class Plan:
     token_budget: most tokens per forward pass; a pair over it gets one of its own. None: no limit.
     repeats: (N,) how often a pair appears in an epoch; a fraction is its chance to appear.
     hidden_size: width of the model, which sets what attention costs beside the rest.
-    padded: micro-batches are padded instead of packed.
+    padded: micro-batches are padded instead of packed. repeated: (N,) tokens that stand twice.
     curriculum: orders the first epochs from easy to hard; all others are shuffled.
     """
 
@@ -88,6 +88,7 @@ class Plan:
     hidden_size: int = 2048
     padded: bool = False
     curriculum: Curriculum | None = None
+    repeated: np.ndarray | None = None
 
     @property
     def pairs_per_epoch(self) -> int:
@@ -134,7 +135,7 @@ class Plan:
     def sizes(self) -> np.ndarray:
         """Tokens that each pair takes in a micro-batch, (N,): padded, both full sequences."""
         if not self.padded:
-            return self.lengths.sum(1)
+            return self.lengths.sum(1) + (0 if self.repeated is None else self.repeated)
         return 2 * (self.lengths[:, 0] + self.lengths[:, 1:].max(1))
 
     @cached_property

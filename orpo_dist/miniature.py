@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from orpo_dist.model_config import parts
+from orpo_dist.ropes import teach_ropes
 from orpo_dist.runtime import whole_weights
+from orpo_dist.switches import changing
 
 REACH = 12  # tokens; windows and switches are at most this long in a miniature
 VOCABULARY, WIDTH, EXPERTS = 256, 64, 4
@@ -27,15 +29,11 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 EXPERTS_USED = ("num_experts_per_tok", "moe_k", "num_experts_per_token", "moe_topk")
 GROUPS = ("n_group", "topk_group", "num_expert_group")
 
-LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types of transformers
 
-
-def miniature(core: Any, longest: int | None = None) -> Any:
+def miniature(core: Any) -> Any:
     """A model of the same architecture as ``core``, with random weights, on the CPU in fp32.
 
-    longest: tokens of the longest sequence it has to be like ``core`` for; a rope that changes
-    beyond that is left alone. Default: any length. Raises what the model's own class raises where
-    it cannot be built or does not run.
+    Raises what the model's own class raises where it cannot be built or does not run.
     """
     failure: Exception | None = None
     shrinks = [[], [_narrow, _few], [_few]]
@@ -46,7 +44,7 @@ def miniature(core: Any, longest: int | None = None) -> Any:
             part.__dict__.pop("quantization_config", None)
             for change in shrink:
                 change(part)
-            _within_reach(part, longest)
+            _within_reach(part)
         try:
             return _build(type(core), config)
         except Exception as error:  # a class that ties its sizes in a way not known here
@@ -69,14 +67,6 @@ def is_small(core: Any) -> bool:
 def in_fp32(core: Any) -> Any:
     """A copy of a small model itself, whatever was done to it, on the CPU."""
     return copy.deepcopy(core).float().cpu().eval()
-
-
-def parts(config: Any) -> Iterator[Any]:
-    """A config and those inside it."""
-    yield config
-    for name in getattr(config, "sub_configs", {}):
-        if (inner := getattr(config, name, None)) is not None:
-            yield from parts(inner)
 
 
 def _narrow(config: Any) -> None:
@@ -130,44 +120,25 @@ def _few(config: Any) -> None:
             setattr(config, name, None)
 
 
-def _within_reach(config: Any, longest: int | None) -> None:
+def _within_reach(config: Any) -> None:
     for name, value in list(vars(config).items()):
         counts = isinstance(value, int) and not isinstance(value, bool)
         if counts and WINDOWS.search(name) and not NOT_TOKENS.search(name):
             setattr(config, name, min(value, REACH))
-    for rope, changes_at in _switches(config):
-        if longest is not None and longest <= changes_at:
-            continue
+    for rope, switch in list(changing(config)):
+        reached = min(switch.at, REACH)
         for holder in (rope, vars(config)):
             if "original_max_position_embeddings" in holder:
-                holder["original_max_position_embeddings"] = min(changes_at, REACH)
+                holder["original_max_position_embeddings"] = reached
         if "original_max_position_embeddings" not in rope:
-            config.max_position_embeddings = min(changes_at, REACH)
-
-
-def length_switch(config: Any) -> int | None:
-    """Tokens beyond which some rope of a model changes for the whole sequence; None: never."""
-    return min((at for part in parts(config) for _, at in _switches(part)), default=None)
-
-
-def _switches(config: Any) -> Iterator[tuple[dict[str, Any], int]]:
-    """The length-dependent ropes (one, or one a kind of layer), and where they change."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if not isinstance(found, dict):
-        return
-    inner = [value for value in found.values() if isinstance(value, dict)]
-    for rope in inner or [found]:
-        if rope.get("rope_type", rope.get("type")) in LENGTH_DEPENDENT:
-            at = rope.get("original_max_position_embeddings")
-            at = at or getattr(config, "original_max_position_embeddings", None)
-            if at := at or getattr(config, "max_position_embeddings", None):
-                yield rope, at
+            config.max_position_embeddings = reached
 
 
 def _build(kind: Any, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), whole_weights():
         torch.manual_seed(0)
         model = kind(config).float().eval()
+        teach_ropes(model)
         with torch.no_grad():
             for parameter in model.parameters():
                 _draw(parameter)

@@ -22,8 +22,8 @@ from orpo_dist.outage import is_outage
 from orpo_dist.quantisation import quantization_config
 from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
-from orpo_dist.towers import say_frozen
 from orpo_dist.targets import reached
+from orpo_dist.towers import say_frozen
 from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")

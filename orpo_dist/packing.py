@@ -13,13 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from orpo_dist.masks import PackedMask, Segments
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, begins, runs
+from orpo_dist.rows import Rows, row_arrays
+from orpo_dist.switches import Sides, Switch, packed_sides, sides_of, stand_apart
 from orpo_dist.types import Pair, PairScores
 from orpo_dist.varlen import VarlenLayout, layout_arrays
 
-# (prompt, chosen, rejected) lengths of each pair, in the order in which the pairs lie.
-Segments = tuple[tuple[int, int, int], ...]
+
+@dataclass(frozen=True)
+class Routed(Parcel):
+    """pairs, times: (T,) the pair that a token is of, and how often it counts."""
+
+    pairs: Tensor
+    times: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class PackedBatch(Parcel):
     the chosen answer of pair b, B + b for its rejected one, 2B + b for its prompt.
     answer_tokens: (2B,) lengths of the answers. nll_tokens: (B,). weight: (B,).
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
-    rows, times: (T,) pair of each token and how often it counts, where experts are to be balanced.
+    rows: the same answers as rows, for layers that need them. sides: who shares a rope, where ropes
+    change with the length and not all are on one side. routed: whose tokens they are, where experts
+    are to be balanced.
     """
 
     input_ids: Tensor
@@ -44,8 +54,14 @@ class PackedBatch(Parcel):
     nll_tokens: Tensor
     weight: Tensor
     varlen: VarlenLayout | None = None
-    rows: Tensor | None = None
-    times: Tensor | None = None
+    rows: Rows | None = None
+    sides: Sides | None = None
+    routed: Routed | None = None
+
+    @property
+    def mask(self) -> PackedMask:
+        """What the model gets for its masks."""
+        return PackedMask(self.segments, self.varlen)
 
 
 def pack_pairs(
@@ -53,55 +69,105 @@ def pack_pairs(
     nll_scope: str = "completion",
     real: bool = True,
     varlen: bool = False,
+    rows: bool = False,
+    switches: tuple[Switch, ...] = (),
     routed: bool = False,
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
 
-    routed: for ``routing``.
+    rows: for a model with layers that need them. switches: where its ropes change. routed: for
+    ``routing``.
     """
     flat = FlatPairs.of(pairs)
+    apart = stand_apart(switches, flat.lengths)
+    laid = _Laid.of(flat, apart)
     prompt, chosen, rejected = flat.lengths.T
     with_prompt = nll_scope == "prompt_and_completion"
     arrays = {
-        "input_ids": flat.tokens.astype(np.int64)[None],
+        "input_ids": laid.tokens[None],
         "position_ids": runs(
-            np.stack([0 * prompt, prompt], 1), np.stack([prompt + chosen, rejected], 1)
+            np.stack([0 * prompt, prompt * ~apart], 1),
+            np.stack([prompt + chosen, prompt * apart + rejected], 1),
         )[None],
-        **_predictions(flat, with_prompt),
+        **_predictions(flat.lengths, laid, with_prompt),
         "answer_tokens": np.concatenate([chosen, rejected]),
         "nll_tokens": chosen + (prompt - 1) * with_prompt,
         "weight": np.full(len(prompt), real, dtype=np.float32),
     }
-    if routed:
-        arrays |= {
-            "rows": np.repeat(np.arange(len(prompt)), flat.lengths.sum(1)),
-            "times": np.repeat(np.tile([2, 1, 1], len(prompt)), flat.lengths.ravel()),
-        }
-    layout = layout_arrays(flat.lengths) if varlen else {}
-    tensors = together(arrays | layout)
+    layout = layout_arrays(laid.segments) if varlen else {}
+    rectangle = {f"row_{name}": x for name, x in row_arrays(laid.segments).items()} if rows else {}
+    turned = packed_sides(switches, flat.lengths, apart)
+    sides = {f"side_{name}": x for name, x in turned.items()}
+    whose = _routed(flat.lengths, apart) if routed else {}
+    tensors = together(arrays | layout | rectangle | sides | whose)
     return PackedBatch(
         **{name: tensors[name] for name in arrays},
-        segments=tuple((p, c, r) for p, c, r in flat.lengths.tolist()),
-        varlen=VarlenLayout.of(flat.lengths, tensors) if varlen else None,
+        segments=tuple((p, c, r) for p, c, r in laid.segments.tolist()),
+        varlen=VarlenLayout.of(laid.segments, tensors) if varlen else None,
+        rows=Rows(**{name[4:]: tensors[name] for name in rectangle}) if rows else None,
+        sides=sides_of(turned, tensors),
+        routed=Routed(*(tensors[name] for name in whose)) if routed else None,
     )
 
 
-def _predictions(flat: FlatPairs, with_prompt: bool) -> dict[str, np.ndarray]:
+def _routed(lengths: np.ndarray, apart: np.ndarray) -> dict[str, np.ndarray]:
+    """Every token's pair, and how often it counts: a prompt that stands once, twice."""
+    prompt, chosen, rejected = lengths.T
+    parts = np.stack([prompt, chosen, prompt * apart, rejected], 1)
+    one = np.ones_like(prompt)
+    times = np.stack([2 - apart, one, one, one], 1)
+    return {
+        "routed_pairs": np.repeat(np.arange(len(prompt)), parts.sum(1)),
+        "routed_times": np.repeat(times.ravel(), parts.ravel()),
+    }
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """How pairs lie: ``[prompt][chosen][rejected]``, or ``[prompt][chosen][prompt][rejected]``.
+
+    tokens: (T,). starts: (B, 3) where prompt, chosen and rejected begin. before: (B,) the token
+    that predicts the first one of the rejected answer. segments: (S, 3), as attention sees it, a
+    pair that stands apart as two without a prompt and a rejected answer.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    before: np.ndarray
+    segments: np.ndarray
+
+    @classmethod
+    def of(cls, flat: FlatPairs, apart: np.ndarray) -> _Laid:
+        if not apart.any():
+            tokens, starts = flat.tokens.astype(np.int64), flat.starts
+            return cls(tokens, starts, starts[:, 1] - 1, flat.lengths)
+        prompt, chosen, rejected = flat.lengths.T
+        parts = np.stack([prompt, chosen, prompt * apart, rejected], 1)
+        tokens = flat.tokens[runs(flat.starts[:, [0, 1, 0, 2]], parts)].astype(np.int64)
+        starts = begins(parts)[:, [0, 1, 3]]
+        none = 0 * prompt
+        alone = np.stack([none, prompt + chosen, none, none, prompt + rejected, none], 1)
+        shared = np.concatenate([flat.lengths, np.stack([none] * 3, 1)], 1)
+        segments = np.where(apart[:, None], alone, shared).reshape(-1, 3)
+        before = np.where(apart, starts[:, 2], starts[:, 1]) - 1
+        return cls(tokens, starts, before, segments[segments.any(1)])
+
+
+def _predictions(lengths: np.ndarray, laid: _Laid, with_prompt: bool) -> dict[str, np.ndarray]:
     """What is predicted, from where and for which sum: ``sources``, ``targets``, ``owners``."""
     parts = [1, 2, 0] if with_prompt else [1, 2]  # chosen, rejected, prompt
-    lengths, firsts = flat.lengths[:, parts], flat.starts[:, parts]
+    lengths, firsts = lengths[:, parts], laid.starts[:, parts]
     if with_prompt:  # nothing predicts the first token of a prompt
         lengths[:, 2] -= 1
         firsts[:, 2] += 1
     places = runs(firsts, lengths)
     sources = places - 1
-    # The prompt's last token predicts the first of both answers.
-    sources[begins(lengths)[:, 1]] = flat.starts[:, 1] - 1
+    sources[begins(lengths)[:, 1]] = laid.before  # the prompt's last token predicts both answers
     count = len(lengths)
     rows = np.arange(count)[:, None] + count * np.arange(len(parts))
     return {
         "sources": sources,
-        "targets": flat.tokens[places].astype(np.int64),
+        "targets": laid.tokens[places],
         "owners": np.repeat(rows.ravel(), lengths.ravel()),
     }
 

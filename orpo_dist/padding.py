@@ -17,6 +17,7 @@ from torch import Tensor
 from orpo_dist.parcel import Parcel, together
 from orpo_dist.ragged import FlatPairs, runs
 from orpo_dist.routing import balance
+from orpo_dist.switches import Sides, Switch, padded_sides, sides_of, turning
 from orpo_dist.types import Pair, PairScores
 
 
@@ -27,7 +28,8 @@ class PaddedBatch(Parcel):
     input_ids, attention_mask: (2B, L). answer_mask: (2B, L) 1 on answer tokens, by position and
     never by comparing with the padding token. nll_mask: (B, L) 1 on the tokens of L_SFT in the
     chosen sequences. predicted: (2, S) row of each predicted token, column of the position that
-    predicts it. weight: (B,) 1 for real pairs, 0 for filler.
+    predicts it. weight: (B,) 1 for real pairs, 0 for filler. sides: who shares a rope, where ropes
+    change with the length and not all are on one side.
     """
 
     input_ids: Tensor
@@ -36,6 +38,7 @@ class PaddedBatch(Parcel):
     nll_mask: Tensor
     predicted: Tensor
     weight: Tensor
+    sides: Sides | None = None
 
 
 def pad_pairs(
@@ -43,10 +46,11 @@ def pad_pairs(
     nll_scope: str = "completion",
     pad_id: int = 0,
     real: bool = True,
+    switches: tuple[Switch, ...] = (),
 ) -> PaddedBatch:
     """Collate pairs. pad_id: any valid token; it is masked wherever it stands.
 
-    real: False makes every pair filler of weight 0.
+    real: False makes every pair filler of weight 0. switches: where the model's ropes change.
     """
     flat = FlatPairs.of(pairs)
     count = len(flat.lengths)
@@ -70,7 +74,10 @@ def pad_pairs(
         "predicted": np.stack(np.nonzero(wanted[:, 1:])),
         "weight": np.full(count, real, dtype=np.float32),
     }
-    return PaddedBatch(**together(arrays))
+    turned = padded_sides(switches, ends[:, 0])
+    tensors = together(arrays | {f"side_{name}": x for name, x in turned.items()})
+    fields = {name: tensors[name] for name in arrays}
+    return PaddedBatch(**fields, sides=sides_of(turned, tensors))
 
 
 def padded_scores(model: Any, batch: PaddedBatch, top_k: int | None = None) -> PairScores:
@@ -79,9 +86,10 @@ def padded_scores(model: Any, batch: PaddedBatch, top_k: int | None = None) -> P
     top_k: experts a token, where their balance is asked for.
     """
     asked = {} if top_k is None else {"output_router_logits": True}
-    output = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **asked
-    )
+    with turning(batch.sides):
+        output = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **asked
+        )
     logits, pairs = output.logits, len(batch.weight)
     targets = batch.input_ids[:, 1:]
     answers = batch.answer_mask[:, 1:]

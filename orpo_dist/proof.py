@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from orpo_dist.head import FORMER
-from orpo_dist.kinds import number_of
 from orpo_dist.miniature import REACH
+from orpo_dist.model_config import number_of
 from orpo_dist.types import Pair, PairScores
 
-# (prompt, chosen, rejected): answers and prompts on both sides of REACH, and next to nothing.
-LENGTHS = ((20, 24, 13), (3, 30, 18), (2, 4, 5), (17, 2, 7), (1, 9, 3))
+# (prompt, chosen, rejected): prompts and answers on both sides of REACH, also in one pair, and next
+# to nothing.
+LENGTHS = ((20, 24, 13), (3, 30, 18), (2, 4, 5), (17, 2, 7), (1, 9, 3), (8, 2, 6))
 LOGP_LIMIT = 1e-4  # nats; fp32 makes 1e-6, and 1e-5 through a hundred layers
 GRADIENT_LIMIT = 1e-3  # of the gradient's norm
 

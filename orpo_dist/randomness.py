@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from orpo_dist import proof
-from orpo_dist.miniature import is_small, miniature, parts
+from orpo_dist.miniature import is_small, miniature
+from orpo_dist.model_config import parts
 from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.types import UserError
 

@@ -1,33 +1,33 @@
-"""Scores of pairs from a model: packed where the model can, padded everywhere else.
-
-The packed path runs *inside* the model's forward, so that every engine's hooks apply, and projects
-only predicted positions, in chunks: the logits of a whole batch never exist.
-"""
+"""Scores of pairs from a model: packed where the model can, padded everywhere else."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from orpo_dist import proof
-from orpo_dist.attention import no_masks, use_packed_attention
 from orpo_dist.config import ORPOConfig
-from orpo_dist.head import forget_targets, teach_targets, token_logps
-from orpo_dist.miniature import in_fp32, is_small, length_switch, miniature
+from orpo_dist.masks import Unpackable
+from orpo_dist.miniature import in_fp32, is_small, miniature
+from orpo_dist.packed_forward import (
+    causal_model,
+    forget_packing,
+    needs_rows,
+    teach_packing,
+    why_not_packed,
+)
 from orpo_dist.packing import PackedBatch, gather_scores, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
 from orpo_dist.reasons import reason_of
-from orpo_dist.routing import balance
-from orpo_dist.runtime import Runtime, gather_as_one, gathered_while_used
+from orpo_dist.ropes import teach_ropes
+from orpo_dist.runtime import Runtime, gathered_while_used
+from orpo_dist.switches import Switch, stand_apart, switches
 from orpo_dist.types import Pair, PairScores, UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -40,23 +40,38 @@ class Scorer:
     """One way of scoring, fixed for a model.
 
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
-    top_k: experts a token, where the balance of experts is asked for (``routing``).
-    holds_to: packing is exact up to sequences of so many tokens; None: of any length.
+    rows: packed, but some layers need every answer as a row of its own. switches: lengths at which
+    the model's ropes change. top_k: experts a token, where the balance of experts is asked for
+    (``routing``).
     """
 
     packed: bool
     nll_scope: str = "completion"
     pad_id: int = 0
     varlen: bool = False
-    holds_to: int | None = None
+    rows: bool = False
+    switches: tuple[Switch, ...] = ()
     top_k: int | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether some layers at least get padding, so that micro-batches are cut for it."""
+        return self.rows or not self.packed
 
     def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
         if self.packed:
-            routed = self.top_k is not None
-            return pack_pairs(pairs, self.nll_scope, real, self.varlen, routed)
-        return pad_pairs(pairs, self.nll_scope, self.pad_id, real)
+            return pack_pairs(
+                pairs, self.nll_scope, real, self.varlen, self.rows, self.switches,
+                self.top_k is not None,
+            )  # fmt: skip
+        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
+
+    def repeated(self, lengths: np.ndarray) -> np.ndarray | None:
+        """Tokens, (N,), that stand twice in packed batches of pairs of these lengths, (N, 3)."""
+        if not self.switches or self.padded:
+            return None
+        return lengths[:, 0] * stand_apart(self.switches, lengths)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
         """Scores of a collated batch; ``model`` may be wrapped by an engine."""
@@ -72,29 +87,28 @@ def make_scorer(
     nll_scope: str = "completion",
     pad_id: int = 0,
     device: torch.device | None = None,
-    longest: int | None = None,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
     auto takes the packed path if the model's architecture proves, in fp32, that every answer scores
     as it would alone; some accept packed input and are silently wrong. Where it cannot, a warning
     says what the padded path costs. device: where the model will run, if that is not where its
-    weights are. longest: tokens of the longest sequence it will meet, where that is known: a rope
-    that changes only beyond that does not matter.
+    weights are.
     Raises ``UserError`` if packed is asked for and the model cannot, and for a model that neither
     path scores as it would score one answer alone.
     """
-    padded = Scorer(False, nll_scope, pad_id)
     core = causal_model(model)
+    teach_ropes(core)
+    changes = switches(core.config)
+    padded = Scorer(False, nll_scope, pad_id, switches=changes)
     if attention == "padded":
         _refuse_unless_padded(core)
         return padded
     with proof.undisturbed():
-        reason = why_not_packed(core) or _unproved(model, longest)
+        reason = why_not_packed(core) or _unproved(model)
     if reason is None:
-        switch = length_switch(core.config)
-        holds_to = switch if longest is not None and longest <= (switch or 0) else None
-        return Scorer(True, nll_scope, pad_id, _takes_varlen(core, device), holds_to)
+        varlen = _takes_varlen(core, device)
+        return Scorer(True, nll_scope, pad_id, varlen, needs_rows(core), changes)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
     _refuse_unless_padded(core)
@@ -108,13 +122,10 @@ def make_scorer(
 
 
 def _refuse_unless_padded(core: Any) -> None:
-    """``UserError`` for a model whose answers score otherwise beside longer ones.
-
-    Ropes that change with the length are left out of it: what shares a batch is planned by length.
-    """
+    """``UserError`` for a model whose answers score otherwise beside longer ones."""
     with proof.undisturbed():
         try:
-            small = miniature(core, longest=0)
+            small = miniature(core)
             reason = proof.padding_fails(small, _padded)
         except Exception as error:  # built or run in a way that a miniature cannot follow
             logger.info(
@@ -130,26 +141,25 @@ def _refuse_unless_padded(core: Any) -> None:
 
 
 def _padded(model: Any, pairs: Sequence[Pair]) -> PairScores:
-    scorer = Scorer(False, "prompt_and_completion")
+    scorer = Scorer(False, "prompt_and_completion", switches=switches(causal_model(model).config))
     return scorer.score(model, scorer.collate(pairs).to(model.device))
 
 
 def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     """The scorer that another rank has proved, for a model that may not hold its weights here."""
+    teach_ropes(causal_model(model))
     if scorer.packed:
-        _teach_packing(causal_model(model))
+        teach_packing(causal_model(model))
     return scorer
 
 
-def agreed_scorer(
-    policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime, longest: int | None = None
-) -> Scorer:
+def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
     """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
 
     def make() -> Scorer:
         pad_id = tokenizer.pad_token_id or 0
         device = torch.device("cuda") if torch.cuda.is_available() else None
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, longest)
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
@@ -179,7 +189,7 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
     try:
         with proof.undisturbed():
             small = miniature(core).to(device)
-            assert _teach_packing(small) is None
+            assert teach_packing(small) is None
             return proof.kernel_fails(small, *(_prompts_too(varlen) for varlen in (False, True)))
     except Exception as error:  # a device or head size that the kernel was not built for
         return _first_line(f"does not run here ({type(error).__name__}: {error})")
@@ -187,117 +197,43 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
 
 def _prompts_too(varlen: bool = False) -> proof.Score:
     """Packed scores of pairs, under the scope that counts every token there is."""
-    scorer = Scorer(True, "prompt_and_completion", varlen=varlen)
-    return lambda model, pairs: scorer.score(model, scorer.collate(pairs).to(model.device))
+
+    def score(model: Any, pairs: Sequence[Pair]) -> PairScores:
+        scorer = _packing_scorer(model, "prompt_and_completion", varlen)
+        return scorer.score(model, scorer.collate(pairs).to(model.device))
+
+    return score
 
 
-def _unproved(model: Any, longest: int | None) -> str | None:
+def _packing_scorer(core: Any, nll_scope: str = "completion", varlen: bool = False) -> Scorer:
+    rows, changes = needs_rows(core), switches(core.config)
+    return Scorer(True, nll_scope, varlen=varlen, rows=rows, switches=changes)
+
+
+def _unproved(model: Any) -> str | None:
     """Why a model does not score packed answers as it scores each alone; None if it is taught."""
     core = causal_model(model)
     try:
-        small = miniature(core, longest)
+        small = miniature(core)
     except Exception as error:
         return _first_line(f"cannot be rebuilt small for a proof ({type(error).__name__}: {error})")
     former = core.config._attn_implementation
     try:
-        reason = proof.fails(small, _teach_packing, _prompts_too())
+        reason = proof.fails(small, teach_packing, _prompts_too())
         changed = proof.changed(core, small)  # and so not what its config says
         if reason is None and changed and is_small(core):
-            reason = proof.fails(in_fp32(core), _teach_packing, _prompts_too())
-        reason = reason or _teach_packing(core)
+            reason = proof.fails(in_fp32(core), teach_packing, _prompts_too())
+        reason = reason or teach_packing(core)
         if reason is None and changed and not is_small(core):
-            reason = proof.model_fails(model, Scorer(True), Scorer(False))
+            reason = proof.model_fails(model, Scorer(True, rows=needs_rows(core)), Scorer(False))
+    except Unpackable as error:
+        reason = str(error)
     except Exception as error:  # whatever an unknown architecture makes of packed input
         reason = _first_line(f"does not run packed ({type(error).__name__}: {error})")
     if reason is not None and "forward" in vars(core):
-        _forget_packing(core, former)
+        forget_packing(core, former)
     return reason
 
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0]
-
-
-def causal_model(model: Any) -> Any:
-    """The transformers model itself, under an adapter if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def why_not_packed(core: Any) -> str | None:
-    """Why a model can be known not to pack, before trying."""
-    if getattr(core, "_is_stateful", False):
-        return "keeps a recurrent state, which cannot be shared between answers"
-    if core.get_output_embeddings() is None or core.base_model is core:
-        return "has no separate backbone and vocabulary head"
-    backbone = inspect.signature(core.base_model.forward).parameters
-    if "position_ids" not in backbone:
-        return "takes no position_ids"
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in backbone.values()):
-        return "passes no further arguments to its attention"
-    return None
-
-
-def _teach_packing(core: Any) -> str | None:
-    """Give the model a forward that scores packed batches; all other calls go the usual way.
-
-    Returns why that cannot be, or None.
-    """
-    try:
-        use_packed_attention(core)
-    except (ValueError, KeyError, AttributeError) as error:
-        return f"does not take attention from the interface ({error})".partition("\n")[0]
-    plain = type(core).forward
-
-    @functools.wraps(plain)  # generation reads the signature to know what the model takes
-    def forward(self: Any, *args: Any, orpo_batch: Any = None, **kwargs: Any) -> Any:
-        if orpo_batch is None:
-            return plain(self, *args, **kwargs)
-        return _packed_forward(self, orpo_batch)
-
-    core.forward = types.MethodType(forward, core)
-    teach_targets(core)
-    gather_as_one(core.get_output_embeddings())
-    return None
-
-
-def _forget_packing(core: Any, attention: str) -> None:
-    del core.forward  # the class's own again
-    forget_targets(core)
-    core.set_attn_implementation(attention)
-
-
-def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor | tuple[Tensor, Tensor]:
-    rows, times = orpo_batch.rows, orpo_batch.times
-    asked = {} if rows is None else {"output_router_logits": True}
-    with no_masks():
-        output = self.base_model(
-            input_ids=orpo_batch.input_ids,
-            # Without one, transformers reads positions back from the device to find sequences.
-            attention_mask=torch.ones_like(orpo_batch.input_ids, dtype=torch.bool),
-            position_ids=orpo_batch.position_ids,
-            use_cache=False,
-            orpo_segments=orpo_batch.segments,
-            orpo_varlen=orpo_batch.varlen,
-            **asked,
-        )
-    hidden = output.last_hidden_state[0]
-    logps = token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
-    if rows is None or times is None:
-        return logps
-    pairs = len(orpo_batch.weight)
-    return logps, balance(output.router_logits, rows, times, pairs, self.num_experts_per_tok)
-
-
-def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor:
-    """Log-probs (B, wanted) in fp32 or better of the last tokens of plain sequences (B, T).
-
-    packed: the model has proved that its head can be run apart from its backbone (``Scorer``).
-    """
-    core, targets = causal_model(model), ids[:, -wanted:]
-    if packed:
-        states = core.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        states = states[:, -wanted - 1 : -1]
-        return token_logps(core, states.flatten(0, 1), targets.flatten()).view_as(targets)
-    logits = model(input_ids=ids, use_cache=False).logits[:, -wanted - 1 : -1]
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return exact.log_softmax(-1).gather(2, targets[..., None])[..., 0]

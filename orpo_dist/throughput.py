@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from orpo_dist.batching import Work
 from orpo_dist.experts import used_shares
-from orpo_dist.kinds import number_of
+from orpo_dist.model_config import number_of
 from orpo_dist.peaks import peak_of
 
 logger = logging.getLogger("orpo_dist")

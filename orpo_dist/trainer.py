@@ -31,16 +31,17 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
-from orpo_dist.kinds import number_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
+from orpo_dist.model_config import number_of
 from orpo_dist.objective import orpo_loss
+from orpo_dist.packed_forward import causal_model
 from orpo_dist.randomness import refuse_random
 from orpo_dist.rates import idle_steps
 from orpo_dist.routing import wants_balance
 from orpo_dist.schedules import schedule_of
-from orpo_dist.scoring import Batch, agreed_scorer, causal_model
+from orpo_dist.scoring import Batch, agreed_scorer
 from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
@@ -94,10 +95,7 @@ class ORPOTrainer(SteadyTrainer):
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self._encoder.end_id)
         refuse_random(policy, self.runtime)
-        lengths = [pairs.longest for pairs in (train_pairs, eval_pairs) if pairs]
-        self.scorer = agreed_scorer(
-            policy, config, processing_class, self.runtime, max(lengths, default=None)
-        )
+        self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         text = policy.config.get_text_config()
         self._hidden_size = number_of(text, "hidden_size") or Plan.hidden_size  # for even shares
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
@@ -162,12 +160,6 @@ class ORPOTrainer(SteadyTrainer):
             pairs = as_pairs(pairs, self._encoder, self.config)
         elif pairs is not self.eval_dataset:
             check_pairs(pairs, self._encoder, "eval_dataset")
-        if self.scorer.holds_to is not None and pairs.longest > self.scorer.holds_to:
-            raise UserError(
-                f"evaluation data: has {pairs.longest} tokens in a sequence, and this model's rope "
-                f"changes beyond {self.scorer.holds_to}; pass it as eval_dataset to the trainer, "
-                "set max_seq_length, or take attention padded"
-            )
         plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
         if self.train_plan is None:  # nothing has told what fits
             plain |= {"gradient_accumulation": 1, "global_batch_size": None}
@@ -178,12 +170,13 @@ class ORPOTrainer(SteadyTrainer):
         return self._loader(pairs, lambda: plan.in_order(rank), plan.steps_per_epoch)
 
     def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> Plan:
-        padded = not self.scorer.packed
-        if config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu":
+        on_cpu = config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu"
+        if on_cpu:
             config = config.replace(max_tokens_per_microbatch=None)
-            plan = make_plan(config, pairs, args.world_size, self._hidden_size, padded)
-            return dataclasses.replace(plan, token_budget=CPU_TOKENS)
-        return make_plan(config, pairs, args.world_size, self._hidden_size, padded)
+        plan = make_plan(config, pairs, args.world_size, self._hidden_size, self.scorer.padded)
+        budget = CPU_TOKENS if on_cpu else plan.token_budget
+        repeated = self.scorer.repeated(pairs.lengths)
+        return dataclasses.replace(plan, token_budget=budget, repeated=repeated)
 
     def _loader(self, pairs: PairDataset, plan: Any, steps: int) -> DataLoader:
         workers = self.args.dataloader_num_workers

@@ -79,20 +79,26 @@ def layout_arrays(lengths: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-class _LayOut(torch.autograd.Function):
-    """(T, …) -> (K, …), prompts twice. The gradient adds both copies without atomics."""
+class LayOut(torch.autograd.Function):
+    """(T, …) -> (C, …), some rows more than once. The gradient adds all copies without atomics.
+
+    places: (C,) row of each copy. first: (T,) the first copy of each row. again: (A,) rows that
+    have another copy; second: (A,) which. Copies beyond these must have no gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, layout: VarlenLayout) -> Tensor:
-        ctx.layout = layout
-        return packed.index_select(0, layout.keys)
+    def forward(
+        ctx: Any, packed: Tensor, places: Tensor, first: Tensor, again: Tensor, second: Tensor
+    ) -> Tensor:
+        ctx.copies = first, again, second
+        return packed.index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layout = ctx.layout
-        packed = grad.index_select(0, layout.first_keys)
-        packed[layout.again] += grad.index_select(0, layout.again_keys)
-        return packed, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, again, second = ctx.copies
+        packed = grad.index_select(0, first)
+        packed[again] += grad.index_select(0, second)
+        return packed, None, None, None, None
 
 
 def kernel_dtype(query: Tensor) -> torch.dtype:
@@ -129,32 +135,90 @@ def varlen_attention(
     layout: VarlenLayout,
     scaling: float,
     sliding_window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """query: (1, H, T, D); key: (1, H or fewer, T, D); value: (1, as key, T, E).
 
+    sinks: (H,) a score of each head that takes its share of every softmax and adds nothing.
     Returns (1, T, H, E).
     """
-    from torch.nn.attention.varlen import varlen_attn
-
     dtype = kernel_dtype(query)
     # The kernel knows one head size for all, a multiple of 8; zeros change neither scores nor sums.
     width = -(-max(query.shape[-1], value.shape[-1]) // 8) * 8
     queries, keys, values = (
         _widened(x[0].transpose(0, 1).to(dtype), width) for x in (query, key, value)
     )
-    grouped: dict[str, Any] = {}
-    if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
-        grouped["enable_gqa"] = query.shape[1] != key.shape[1]
-    output: Any = varlen_attn(
-        queries.contiguous(),
-        _LayOut.apply(keys, layout),
-        _LayOut.apply(values, layout),
-        layout.query_starts,
-        layout.key_starts,
-        layout.max_query,
-        layout.max_key,
-        scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        **grouped,
+    call = _Call(
+        layout,
+        scaling,
+        (-1 if sliding_window is None else sliding_window - 1, 0),
+        query.shape[1] != key.shape[1],
     )
+    places = layout.keys, layout.first_keys, layout.again, layout.again_keys
+    laid = queries.contiguous(), *(LayOut.apply(x, *places) for x in (keys, values))
+    output: Any = call(*laid) if sinks is None else _WithSinks.apply(*laid, sinks, call)
     return output[None] if width == value.shape[-1] else output[None, ..., : value.shape[-1]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the kernel is called, whatever is computed."""
+
+    layout: VarlenLayout
+    scale: float
+    window: tuple[int, int]
+    grouped: bool
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Any:
+        from torch.nn.attention.varlen import varlen_attn
+
+        if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
+            more["enable_gqa"] = self.grouped
+        return varlen_attn(
+            query, key, value, *self.places, scale=self.scale, window_size=self.window, **more
+        )
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor, int, int]:
+        layout = self.layout
+        return layout.query_starts, layout.key_starts, layout.max_query, layout.max_key
+
+    def backward(self, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and value; saved: these, the output and its log-sum-exp."""
+        state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of dropout: there is none
+        causal = self.window == (-1, 0)
+        return torch.ops.torch_attn._varlen_attn_backward(
+            grad, *saved, *self.places, causal, state, self.scale, list(self.window)
+        )
+
+
+class _WithSinks(torch.autograd.Function):
+    """Attention whose softmax has one more column, of a score a head and of value zero.
+
+    The kernel knows nothing of it. But with the log-sum-exp that it returns the share of that
+    column is known, and its backward pass, given output and log-sum-exp with the column, makes
+    exactly the gradients with the column.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, call: _Call
+    ) -> Tensor:
+        from torch.nn.attention.varlen import AuxRequest
+
+        output, sums = call(query, key, value, return_aux=AuxRequest(lse=True))  # sums: (H, T)
+        column = sinks.to(sums.dtype)[:, None]
+        kept = torch.sigmoid(sums - column).T[..., None]
+        output = (output * kept).to(output.dtype)
+        sums = torch.logaddexp(sums, column)
+        ctx.save_for_backward(query, key, value, output, sums, sinks)
+        ctx.call = call
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, sinks = ctx.saved_tensors
+        output, sums = saved[3:]
+        share = torch.exp(sinks.to(sums.dtype)[:, None] - sums)
+        slope = -(share.T * (grad * output).sum(-1, dtype=sums.dtype)).sum(0)
+        return *ctx.call.backward(grad.contiguous(), saved), slope.to(sinks.dtype), None

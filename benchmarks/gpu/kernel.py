@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -51,9 +52,8 @@ def compare(
     ]
     with Operations() as seen:
         output = packed(
-            None, *leaves, None, scaling=size**-0.5, sliding_window=window,
-            orpo_segments=batch.segments, orpo_varlen=batch.varlen,
-        )[0]  # fmt: skip
+            None, *leaves, dataclasses.replace(batch.mask, window=window), scaling=size**-0.5
+        )[0]
         mine = [output, *torch.autograd.grad(output.float().square().sum(), leaves)]
     exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
     output = one_by_one(*exact, size**-0.5, window)

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from orpo_dist.ensembles.members import Member, refuse_different_vocabularies
 from orpo_dist.handle import context_of
-from orpo_dist.scoring import causal_model
+from orpo_dist.packed_forward import causal_model
 
 AverageOf = Literal["probabilities", "logits"]
 

@@ -86,7 +86,7 @@ def score_dataset(
 
     batch_size, token_budget: most pairs and tokens per forward pass.
     """
-    scorer = make_scorer(model, attention, longest=pairs.longest)
+    scorer = make_scorer(model, attention)
     model.eval()
 
     def score(some: list[Pair]) -> PairScores:
@@ -134,7 +134,8 @@ def _micro_batches(
         global_batch=batch_size,
         micro_batch=batch_size,
         token_budget=token_budget,
-        padded=not scorer.packed,
+        padded=scorer.padded,
+        repeated=scorer.repeated(pairs.lengths),
     )
     for step in plan.in_order():
         yield from (list(micro_batch) for micro_batch in step.micro_batches)

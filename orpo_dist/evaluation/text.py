@@ -15,7 +15,8 @@ from tqdm import tqdm
 from orpo_dist import runtime
 from orpo_dist.evaluation.statistics import perplexity
 from orpo_dist.handle import TrainedModel, context_of
-from orpo_dist.scoring import make_scorer, sequence_logps
+from orpo_dist.packed_forward import sequence_logps
+from orpo_dist.scoring import make_scorer
 from orpo_dist.types import UserError
 
 WINDOW = 1024  # tokens, where the model takes as many

@@ -16,11 +16,11 @@ import torch
 from orpo_dist.batching import Plan
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine
+from orpo_dist.packed_forward import causal_model
 from orpo_dist.planning.estimate import Estimator, Machine
 from orpo_dist.planning.plan import most_pairs_that_fit, pairs_at_most
 from orpo_dist.planning.skeleton import method_of
 from orpo_dist.runtime import Runtime, whole_weights
-from orpo_dist.scoring import causal_model
 
 logger = logging.getLogger("orpo_dist")
 

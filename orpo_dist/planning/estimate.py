@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine, reduces_once
-from orpo_dist.kinds import number_of
+from orpo_dist.model_config import number_of
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from orpo_dist import attention, head, scoring, varlen
+from orpo_dist import attention, head, packed_forward, scoring, varlen
 from orpo_dist.config import ORPOConfig
 from orpo_dist.kinds import refuse_checkpointing
 from orpo_dist.objective import orpo_loss
@@ -82,10 +82,11 @@ def micro_batch_bytes(
         _checkpoint(model)
     with FakeTensorMode(), _hardware(gpu), _experts():
         _off_meta(model)
-        core = scoring.causal_model(model)
-        packs = config.attention != "padded" and scoring.why_not_packed(core) is None
+        core = packed_forward.causal_model(model)
+        packs = config.attention != "padded" and packed_forward.why_not_packed(core) is None
+        kernel, rows = gpu and precision != "none", packs and packed_forward.needs_rows(core)
         scorer = scoring.adopt_scorer(
-            model, Scorer(packs, config.nll_scope, varlen=gpu and precision != "none")
+            model, Scorer(packs, config.nll_scope, varlen=kernel, rows=rows)
         )
         batch = scorer.collate([_pair(lengths) for lengths in pairs])
         for parameter in model.parameters():
@@ -132,7 +133,7 @@ def _held(model: Any) -> Iterator[Tensor]:
 
 
 def _checkpoint(model: Any) -> None:
-    refuse_checkpointing(scoring.causal_model(model))
+    refuse_checkpointing(packed_forward.causal_model(model))
     settings = {"use_reentrant": False}
     enable = getattr(model, "activation_checkpointing_enable", None)
     enable = enable or model.gradient_checkpointing_enable

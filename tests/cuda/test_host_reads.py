@@ -53,7 +53,7 @@ CONFIGS = {
 def reads(config: Any, attention: str) -> Counter[str]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).train()
-    scorer = make_scorer(model, attention, longest=30)
+    scorer = make_scorer(model, attention)
     batch = scorer.collate([Pair([7] * 10, [8] * 20, [9] * 15) for _ in range(3)])
     with HostReads() as counted:
         loss, _ = orpo_loss(scorer.score(model, batch), 0.1, "additive", 8, 400)

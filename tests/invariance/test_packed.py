@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 import orpo_dist.attention
 import orpo_dist.head
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError, load
+from orpo_dist.masks import PackedMask
 from orpo_dist.packing import pack_pairs
 from orpo_dist.randomness import quiet
 from orpo_dist.scoring import Scorer, make_scorer
@@ -180,9 +181,9 @@ def test_a_model_that_packs_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch
     """As some hybrids do: they take the argument and let answers see each other."""
     right = orpo_dist.attention.packed_attention
 
-    def leaky(query: Any, key: Any, value: Any, segments: Any, *rest: Any) -> Any:
-        total = sum(sum(segment) for segment in segments)
-        return right(query, key, value, ((1, total - 2, 1),), *rest)
+    def leaky(query: Any, key: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        total = sum(sum(segment) for segment in mask.segments)
+        return right(query, key, value, PackedMask(((1, total - 2, 1),)), *rest)
 
     monkeypatch.setattr(orpo_dist.attention, "packed_attention", leaky)
     model = small_model("llama")

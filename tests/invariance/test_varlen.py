@@ -14,7 +14,9 @@ import torch.nn.attention.varlen
 from torch import Tensor
 
 import orpo_dist.attention
+import orpo_dist.varlen
 from orpo_dist.attention import packed_attention
+from orpo_dist.masks import PackedMask
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.varlen import varlen_attention, varlen_layout
 from tests.invariance.test_packed import small_model, some_pairs
@@ -26,11 +28,12 @@ GPU = torch.cuda.is_available()
 def slow_kernel(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor,
     max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
-) -> Tensor:  # fmt: skip
+    return_aux: Any = None,
+) -> Any:  # fmt: skip
     """One sequence after another, one score matrix each."""
     assert enable_gqa == (query.shape[1] != key.shape[1])
     groups = query.shape[1] // key.shape[1]
-    outputs = []
+    outputs, sums = [], []
     starts = zip(cu_seq_q.tolist(), cu_seq_k.tolist(), strict=True)
     begin_q, begin_k = next(starts)
     for end_q, end_k in starts:
@@ -42,22 +45,52 @@ def slow_kernel(
         distance = row - torch.arange(len(k))
         left, right = window_size
         hidden = (distance < -right) | ((distance > left) if left >= 0 else False)
-        outputs.append(
-            torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
-        )
+        scores = scores.masked_fill(hidden, -torch.inf)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        sums.append(scores.logsumexp(-1))
         begin_q, begin_k = end_q, end_k
-    return torch.cat(outputs)
+    return (torch.cat(outputs), torch.cat(sums, 1)) if return_aux else torch.cat(outputs)
+
+
+def slow_backward(call: Any, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What flash attention does backward: all it knows of the softmax is output and log-sum-exp."""
+    query, key, value, output, sums = saved
+    slopes = [torch.zeros_like(x) for x in (query, key, value)]
+    groups = query.shape[1] // key.shape[1]
+    starts = zip(*(cumulated.tolist() for cumulated in call.places[:2]), strict=True)
+    begin_q, begin_k = next(starts)
+    for end_q, end_k in starts:
+        asked, seen = slice(begin_q, end_q), slice(begin_k, end_k)
+        k, v = (x[seen].repeat_interleave(groups, 1) for x in (key, value))
+        distance = torch.arange(len(k) - (end_q - begin_q), len(k))[:, None] - torch.arange(len(k))
+        hidden = (distance < 0) | ((distance > call.window[0]) if call.window[0] >= 0 else False)
+        scores = torch.einsum("qhd,khd->hqk", query[asked], k) * call.scale
+        shares = (scores - sums[:, asked, None]).exp().masked_fill(hidden, 0)
+        along = (grad[asked] * output[asked]).sum(-1).T[..., None]
+        steep = shares * (torch.einsum("qhd,khd->hqk", grad[asked], v) - along) * call.scale
+        slopes[0][asked] = torch.einsum("hqk,khd->qhd", steep, k)
+        for slope, whole in (
+            (slopes[1], torch.einsum("hqk,qhd->khd", steep, query[asked])),
+            (slopes[2], torch.einsum("hqk,qhd->khd", shares, grad[asked])),
+        ):
+            slope[seen] = whole.unflatten(1, (-1, groups)).sum(2)
+        begin_q, begin_k = end_q, end_k
+    return tuple(slopes)
 
 
 @pytest.fixture(autouse=not GPU)
 def kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", slow_kernel)
+    monkeypatch.setattr(orpo_dist.varlen._Call, "backward", slow_backward)
     monkeypatch.setattr(orpo_dist.attention, "can_run", lambda query, softcap: softcap is None)
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 4])
-def test_outputs_and_gradients_equal_sdpa(key_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_outputs_and_gradients_equal_sdpa(
+    key_heads: int, window: int | None, with_sinks: bool
+) -> None:
     torch.manual_seed(0)
     device, dtype = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
     total = sum(map(sum, SEGMENTS))
@@ -65,14 +98,16 @@ def test_outputs_and_gradients_equal_sdpa(key_heads: int, window: int | None) ->
         torch.randn(1, heads, total, 16, device=device, dtype=dtype, requires_grad=True)
         for heads in (4, key_heads, key_heads)
     ]
+    sinks = torch.linspace(-2, 3, 4, device=device).requires_grad_() if with_sinks else None
     upstream = torch.randn(1, total, 4, 16, device=device, dtype=dtype)
     layout = varlen_layout(SEGMENTS).to(device)
     found = []
     for output in (
-        varlen_attention(*leaves, layout, 0.3, window),
-        packed_attention(*leaves, SEGMENTS, 0.3, None, window),
+        varlen_attention(*leaves, layout, 0.3, window, sinks),
+        packed_attention(*leaves, PackedMask(SEGMENTS, window=window), 0.3, None, sinks),
     ):
-        found.append([output, *torch.autograd.grad(output, leaves, upstream)])
+        wanted = leaves if sinks is None else [*leaves, sinks]
+        found.append([output, *torch.autograd.grad(output, wanted, upstream)])
     tolerance = 2e-2 if GPU else 1e-5
     for mine, other in zip(*found, strict=True):
         torch.testing.assert_close(mine, other, atol=tolerance, rtol=tolerance)
