@@ -12,7 +12,7 @@ from orpo_dist import proof
 from orpo_dist.batching import Plan
 from orpo_dist.scoring import Scorer, make_scorer
 from orpo_dist.switches import Switch, sides, stand_apart, switches
-from orpo_dist.types import Pair
+from orpo_dist.types import Pair, UserError
 from tests.conftest import disturbed
 from tests.invariance.test_proof import DYNAMIC, LONGROPE, made
 from tests.invariance.test_sinks import MOE
@@ -118,4 +118,6 @@ def test_the_proof_sees_a_rope_that_is_left_as_it_is(monkeypatch: pytest.MonkeyP
 
     for module in (orpo_dist.miniature, orpo_dist.scoring):
         monkeypatch.setattr(module, "teach_ropes", lambda core: None)
-    assert not make_scorer(model_of("longrope"), "auto").packed
+    for attention in ("auto", "padded"):
+        with pytest.raises(UserError, match="scores differently beside longer answers"):
+            make_scorer(model_of("longrope"), attention)

@@ -17,6 +17,7 @@ from orpo_dist.data.pairs import PairDataset
 from orpo_dist.packing import PackedBatch, pack_pairs
 from orpo_dist.padding import PaddedBatch, pad_pairs
 from orpo_dist.parcel import Parcel
+from orpo_dist.switches import Switch
 from orpo_dist.types import Pair
 
 SCOPES = ("completion", "prompt_and_completion")
@@ -126,7 +127,7 @@ def dataset(pairs: list[Pair]) -> PairDataset:
 def test_packed_batches_are_those_of_the_loop(pairs: list[Pair], scope: str) -> None:
     found = as_lists(pack_pairs(pairs, scope, varlen=True))
     layout, segments = found.pop("varlen"), found.pop("segments")
-    assert (found.pop("rows"), found.pop("sides")) == (None, None)
+    assert [found.pop(name) for name in ("rows", "sides", "routed")] == [None] * 3
     assert found == packed_by_loop(pairs, scope)
     assert as_lists(layout) == layout_by_loop(pairs)
     assert segments == tuple((len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs)
@@ -154,6 +155,18 @@ def test_pairs_of_a_dataset_collate_like_pairs_by_themselves(
             if isinstance(value, Tensor):
                 assert getattr(mine, field.name).dtype == value.dtype
                 assert torch.equal(getattr(mine, field.name), value)
+
+
+@pytest.mark.parametrize("switches", [(), (Switch(5, exact=False),)])
+def test_experts_count_every_token_that_an_answer_sees(switches: tuple[Switch, ...]) -> None:
+    """Whether a prompt stands once for both answers, or twice beside unlike ropes."""
+    batch = pack_pairs(PAIRS, switches=switches, routed=True)
+    assert batch.routed is not None
+    assert len(batch.routed.pairs) == batch.input_ids.numel()
+    counted = torch.zeros(2, dtype=torch.long).index_add(0, batch.routed.pairs, batch.routed.times)
+    assert counted.tolist() == [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in PAIRS]
+    # The first pair has answers on both sides of the switch.
+    assert int((batch.routed.times == 2).sum()) == (1 if switches else 4)
 
 
 PAIRS = [Pair([5, 6, 7], [9, 10, 2], [11, 2]), Pair([20], [21, 2], [2, 2, 30, 2])]
