@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from orpo_dist.scoring import make_scorer
 from tests.conftest import DEMO
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -81,3 +83,13 @@ def test_ensembles_of_three_alphas(tiny_model_dir: Path, tmp_path: Path) -> None
         "uniform soup", "greedy soup",
     ]  # fmt: skip
     assert rows["vote"]["perplexity"] is None and rows["average"]["perplexity"] > 1
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "lfm2"])
+def test_what_packing_saves_for_a_family_is_exact(family: str) -> None:
+    from benchmarks.saved import apart, share, small
+
+    lengths = np.array([(9, 5, 3), (2, 7, 9), (12, 30, 4)])
+    model = small(family)
+    assert apart(model, make_scorer(model, "packed"), lengths) < 1e-5
+    assert share(np.tile([(10, 5, 5)], (8, 1)), 4096) == pytest.approx(20 / 30)
