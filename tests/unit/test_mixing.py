@@ -15,7 +15,7 @@ from orpo_dist import ORPOTrainer, UserError, cli, evaluate_model, train
 from orpo_dist.batching import repeats_of, temperature_weights
 from orpo_dist.config import build_config
 from orpo_dist.folder import read_metrics
-from orpo_dist.metrics import MOST_CATEGORIES, RunningMeans
+from orpo_dist.metrics import MEANS, MOST_CATEGORIES, RunningMeans
 from orpo_dist.report import write_report
 from orpo_dist.types import PairScores
 from tests.unit.test_batching import make_plan
@@ -125,7 +125,7 @@ def test_filler_is_in_no_category() -> None:
             return total
 
     means = RunningMeans(["a", "b"], steps=1)
-    means.add(torch.zeros(9), scores, torch.tensor([0, 0]))
+    means.add(torch.zeros(len(MEANS)), scores, torch.tensor([0, 0]))
     found = means.pop(Alone())
     assert found["pairs/a"] == found["rewards/accuracies/a"] == found["logps/margins/a"] == 1
     assert found["loss/sft/a"] == 1

@@ -125,9 +125,18 @@ def dataset(pairs: list[Pair]) -> PairDataset:
 @settings(max_examples=60, deadline=None)
 @given(some_pairs, st.sampled_from(SCOPES))
 def test_packed_batches_are_those_of_the_loop(pairs: list[Pair], scope: str) -> None:
-    found = as_lists(pack_pairs(pairs, scope, varlen=True))
+    found = as_lists(pack_pairs(pairs, scope, varlen=True, routed=True))
     layout, segments = found.pop("varlen"), found.pop("segments")
-    assert [found.pop(name) for name in ("rows", "sides", "routed")] == [None] * 3
+    assert [found.pop(name) for name in ("rows", "sides")] == [None] * 2
+    parts = [
+        (b, *part)
+        for b, p in enumerate(pairs)
+        for part in ((p.prompt, 2), (p.chosen, 1), (p.rejected, 1))
+    ]
+    assert as_lists(found.pop("routed")) == {
+        "pairs": [b for b, tokens, _ in parts for _ in tokens],
+        "times": [times for _, tokens, times in parts for _ in tokens],
+    }
     assert found == packed_by_loop(pairs, scope)
     assert as_lists(layout) == layout_by_loop(pairs)
     assert segments == tuple((len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs)
