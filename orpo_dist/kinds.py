@@ -80,12 +80,3 @@ def embedding_rows(model: Any) -> int | None:
         getattr(layer, "num_embeddings", getattr(layer, "out_features", 0)) for layer in layers
     ]
     return min((size for size in sizes if size), default=rows_of(core.config))
-
-
-def number_of(config: Any, name: str) -> int | None:
-    """A size by a config; None where it has none of that name, or one for every layer."""
-    try:
-        found = getattr(config, name)
-    except (AttributeError, RuntimeError, ValueError):  # of transformers, by version and config
-        return None
-    return found if isinstance(found, int) else None

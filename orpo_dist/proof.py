@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from orpo_dist.head import FORMER
-from orpo_dist.kinds import number_of
 from orpo_dist.miniature import REACH
+from orpo_dist.sizes import number_of
 from orpo_dist.types import Pair, PairScores
 
 # (prompt, chosen, rejected): answers and prompts on both sides of REACH, and next to nothing.

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from orpo_dist.batching import Work
 from orpo_dist.experts import used_shares
-from orpo_dist.kinds import number_of
 from orpo_dist.peaks import peak_of
+from orpo_dist.sizes import number_of
 
 logger = logging.getLogger("orpo_dist")
 

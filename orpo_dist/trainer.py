@@ -32,7 +32,6 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
-from orpo_dist.kinds import number_of
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
@@ -40,6 +39,7 @@ from orpo_dist.objective import orpo_loss
 from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, causal_model
+from orpo_dist.sizes import number_of
 from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError

@@ -7,9 +7,9 @@ from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.experts import used_shares
-from orpo_dist.kinds import number_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
 from orpo_dist.scoring import causal_model
+from orpo_dist.sizes import number_of
 from orpo_dist.throughput import ModelFlops, model_flops
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine, reduces_once
-from orpo_dist.kinds import number_of
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.trace import Lengths, micro_batch_bytes
 from orpo_dist.reasons import reason_of
+from orpo_dist.sizes import number_of
 from orpo_dist.types import UserError
 
 USABLE = 0.95  # of a GPU's memory
@@ -118,17 +118,27 @@ class Estimator:
     def _trace(
         self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int | None
     ) -> tuple[int, int]:
-        return micro_batch_bytes(
-            self.hf_config,
-            self.config,
-            method,
-            self.precision,
-            [self.longest] * pairs,
-            layers=layers,
-            engine_casts=casts,
-            checkpointing=checkpointing,
-            gpu=self.machine.gpu,
-        )
+        def run(config: ORPOConfig) -> tuple[int, int]:
+            return micro_batch_bytes(
+                self.hf_config,
+                config,
+                method,
+                self.precision,
+                [self.longest] * pairs,
+                layers=layers,
+                engine_casts=casts,
+                checkpointing=checkpointing,
+                gpu=self.machine.gpu,
+            )
+
+        try:
+            return run(self.config)
+        except UserError:
+            raise
+        except Exception:  # packed input is not for every model
+            if self.config.attention != "auto":
+                raise
+            return run(self.config.replace(attention="padded"))
 
     def parts(
         self,
