@@ -118,17 +118,27 @@ class Estimator:
     def _trace(
         self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int | None
     ) -> tuple[int, int]:
-        return micro_batch_bytes(
-            self.hf_config,
-            self.config,
-            method,
-            self.precision,
-            [self.longest] * pairs,
-            layers=layers,
-            engine_casts=casts,
-            checkpointing=checkpointing,
-            gpu=self.machine.gpu,
-        )
+        def run(config: ORPOConfig) -> tuple[int, int]:
+            return micro_batch_bytes(
+                self.hf_config,
+                config,
+                method,
+                self.precision,
+                [self.longest] * pairs,
+                layers=layers,
+                engine_casts=casts,
+                checkpointing=checkpointing,
+                gpu=self.machine.gpu,
+            )
+
+        try:
+            return run(self.config)
+        except UserError:
+            raise
+        except Exception:  # packed input is not for every model
+            if self.config.attention != "auto":
+                raise
+            return run(self.config.replace(attention="padded"))
 
     def parts(
         self,

@@ -53,6 +53,12 @@ def test_sizes_do_not_stop_a_plan(family: str) -> None:
     assert plan.estimator.census(Method()).hidden
 
 
+def test_what_does_not_run_packed_is_traced_padded() -> None:
+    plan = planner(tiny_config("deepseek_v32"))
+    assert plan.candidate(Method(), "single", False).parts
+    assert plan.estimator.untraced == ""
+
+
 def test_what_cannot_be_traced_leaves_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("reads a value")
