@@ -93,7 +93,7 @@ def work(model: str, data: str, folder: Path, out: Path) -> None:
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()[:8]]
     config = ORPOConfig(
         project_name=str(folder), max_steps=1, batch_size=1, global_batch_size=2, log="none",
-        save_strategy="no",
+        save_strategy="no", async_save=False,
     )  # fmt: skip
     trainer = ORPOTrainer(model, config, rows)
     trainer.train()

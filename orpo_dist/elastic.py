@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from orpo_dist.folder import read_json, write_json
-from orpo_dist.pieces import Piece, Pieces, write_pieces
+from orpo_dist.pieces import Piece, Pieces, Unwritten, unwritten
 from orpo_dist.runtime import Runtime
 from orpo_dist.shards import Holding, is_count, publish
 from orpo_dist.types import UserError
@@ -46,15 +46,17 @@ def require_elastic(checkpoint: Path) -> None:
         )
 
 
-def save(checkpoint: Path, held: Holding, schedule: Any, scale: Any, here: Runtime) -> None:
-    """Write what this rank holds; all ranks together.
+def save(
+    checkpoint: Path, held: Holding, schedule: Any, scale: Any, here: Runtime
+) -> Iterator[Unwritten]:
+    """Write what this rank holds, but for the files that are returned; all ranks together.
 
+    Those are the large ones, copied one by one as they are asked for, and whoever asks writes them.
     schedule: the learning rates'. scale: of the loss, from ``loss_scale``, or None.
     """
     folder = checkpoint / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     cut = not here.agree_on_most(not held.elementwise)
-    write_pieces(folder, here.rank, _pieces(held, here, cut))
     if not cut and (here.is_main or not held.replicated):
         with held.groups():
             torch.save(held.optimizer.state_dict()["state"], folder / _own_file(here.rank))
@@ -73,6 +75,17 @@ def save(checkpoint: Path, held: Holding, schedule: Any, scale: Any, here: Runti
             "loss_scale": scale,
         }
         write_json(folder / STATE, json.loads(json.dumps(content, default=_plain)))
+    return unwritten(folder, here.rank, _pieces(held, here, cut))
+
+
+def held_bytes(held: Holding, here: Runtime) -> int:
+    """About what the files take that ``save`` leaves to be written by this rank."""
+    every = sum(
+        shard.weight.nbytes
+        * (1 + sum(isinstance(v, Tensor) for v in held.state(shard.name).values()))
+        for shard in held.shards
+    )
+    return every // here.world_size if held.replicated else every
 
 
 def _pieces(held: Holding, here: Runtime, cut: bool) -> Iterator[Piece]:

@@ -137,7 +137,26 @@ class EngineTrainer(SavingTrainer):
             return
         held = self._holding()
         scale = loss_scale(held.zero, self.accelerator.scaler)
-        elastic.save(Path(output_dir), held, self.lr_scheduler, scale, self.runtime)
+        files = elastic.save(Path(output_dir), held, self.lr_scheduler, scale, self.runtime)
+        if self.async_save and self.unwritten is not None and self._can_copy(held):
+            self.unwritten += files
+        else:
+            for file in files:
+                file.write()
+
+    def _can_copy(self, held: Holding) -> bool:
+        """Whether memory holds a copy of the state, to be written beside training; else says so."""
+        needed, free = elastic.held_bytes(held, self.runtime), free_memory()
+        if needed > free // 2 and not self._told_of_memory:
+            self._told_of_memory = True
+            logger.warning(
+                "saving: training waits for the disk, as a copy of the optimizer's state takes "
+                "%.1f GiB and this process has %.1f GiB of memory to spare",
+                needed / 2**30, free / 2**30,
+            )  # fmt: skip
+        return needed <= free // 2
+
+    _told_of_memory = False
 
     def _save_scaler(self, output_dir: str) -> None:
         """Nothing: the scale of the loss is among the optimizer's state."""
@@ -215,6 +234,13 @@ def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | N
     if hasattr(schedule, "base_lrs"):
         schedule.base_lrs = [rate for rate, _ in rates]
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that nobody uses: this process's share."""
+    import psutil
+
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def device_memory(device: torch.device) -> int:

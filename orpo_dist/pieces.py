@@ -42,13 +42,31 @@ class Piece:
         return f"{self.kind}:{self.start}:{self.name}"
 
 
-def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece]) -> None:
-    """Write what one rank holds, in files of about ``FILE_BYTES``."""
+@dataclass(frozen=True)
+class Unwritten:
+    """A file to be: copies on the CPU, which training does not change any more."""
+
+    path: Path
+    copies: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(copy.nbytes for copy in self.copies.values())
+
+    def write(self) -> Path:
+        """Write the file, and let go of the copies."""
+        save_file(self.copies, self.path)
+        self.copies.clear()
+        return self.path
+
+
+def unwritten(folder: Path, rank: int, pieces: Iterable[Piece]) -> Iterator[Unwritten]:
+    """What one rank holds, in files of about ``FILE_BYTES``; one is copied when it is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(_parts(pieces)):
         # A copy, as pieces are views into one memory, which safetensors refuses.
-        copied = {p.key: p.numbers.detach().to("cpu", copy=True).contiguous() for p in part}
-        save_file(copied, folder / f"rank-{rank:05d}-part-{number:03d}.safetensors")
+        copies = {p.key: p.numbers.detach().to("cpu", copy=True).contiguous() for p in part}
+        yield Unwritten(folder / f"rank-{rank:05d}-part-{number:03d}.safetensors", copies)
 
 
 def _parts(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

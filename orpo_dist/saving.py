@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any
 
 from orpo_dist.lineage import SAVING, checkpoints, put_in_place
 from orpo_dist.manifest import files_in, fingerprints, seal
+from orpo_dist.pieces import Unwritten
 from orpo_dist.runtime import Runtime
 
 
 class Saving:
     """A checkpoint that all ranks have written, and that is on its way to the disk.
 
-    What a rank has written is safe from the training that goes on: it lies in files, if not yet on
-    the disk. A thread of every rank sees to that, and reads its share of the files for their
+    What it holds is safe from the training that goes on: it lies in files, if not yet on the disk,
+    or in copies. A thread of every rank writes those, and reads its share of the files for their
     checksums. Until ``finish``, ``folder`` holds what it held before, wherever this is cut off.
     """
 
@@ -26,29 +27,34 @@ class Saving:
         self,
         folder: Path,
         name: str,
-        write: Callable[[Path], None],
+        write: Callable[[Path], Sequence[Unwritten]],
         facts: Callable[[], dict[str, Any]],
         here: Runtime,
     ):
         """Let every rank ``write`` into the folder it is given, for checkpoint ``name``.
 
-        All ranks together. facts: asked on rank 0 for what the manifest says.
+        All ranks together. write: returns what is still to be written. facts: asked on rank 0 for
+        what the manifest says.
         """
         self.folder, self.here = folder, here
         scratch = folder / SAVING
         here.on_main(partial(_clear, scratch))
-        write(scratch)
+        self._later = list(write(scratch))
         self.checkpoint = scratch / name
         self._facts = facts() if here.is_main else {}
         here.wait()  # all have written
         # A file system may show a rank the files of others late.
         sizes = {k: v for seen in here.gather(_sizes(self.checkpoint)) for k, v in seen.items()}
-        self.bytes = here.agree_on_most(sum(sizes.values()))
+        copied = here.gather(sum(file.nbytes for file in self._later))
+        self.bytes = here.agree_on_most(sum(sizes.values()) + sum(copied))
         mine = sorted(sizes)[here.rank :: here.world_size]
         self._pool = ThreadPoolExecutor(1)
-        self._found: Future[dict[str, dict[str, Any]]] = self._pool.submit(
-            fingerprints, self.checkpoint, mine, sync=True
-        )
+        self._found: Future[dict[str, dict[str, Any]]] = self._pool.submit(self._to_disk, mine)
+
+    def _to_disk(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """Fingerprints of some files and of those that were still to be written; in a thread."""
+        own = [file.write().relative_to(self.checkpoint).as_posix() for file in self._later]
+        return fingerprints(self.checkpoint, [*names, *own], sync=True)
 
     @property
     def on_disk(self) -> bool:

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from orpo_dist.lineage import find_best, unusable, whole_checkpoint
 from orpo_dist.manifest import damage
+from orpo_dist.pieces import Unwritten
 from orpo_dist.runtime import Runtime
 from orpo_dist.saving import Saving, prune
 from orpo_dist.types import UserError
@@ -79,6 +80,7 @@ class SavingTrainer(Trainer):
     # --- checkpoints
 
     _saving: Saving | None = None  # written, and not yet in its place
+    unwritten: list[Unwritten] | None = None  # of a checkpoint, while it is written: what is left
     _saves_to: Path | None = None  # while a checkpoint is written, which is not where it will be
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -88,8 +90,8 @@ class SavingTrainer(Trainer):
         """As Trainer, but so that it is whole or not there; old ones go when the new one is."""
         folder, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
 
-        def write(scratch: Path) -> None:
-            self._saves_to = scratch
+        def write(scratch: Path) -> list[Unwritten]:
+            self._saves_to, self.unwritten = scratch, []
             self._note_callbacks()  # Trainer expects all of them, also those that are new here
             try:
                 super(SavingTrainer, self)._save_checkpoint(model, trial)
@@ -100,6 +102,8 @@ class SavingTrainer(Trainer):
             if self.args.should_save:
                 self.write_settings(scratch / name)
                 self.state.save_to_json(str(scratch / name / TRAINER_STATE_NAME))
+            later, self.unwritten = self.unwritten, None
+            return later or []
 
         self._finish_saving()
         self._saving = Saving(folder, name, write, self.checkpoint_facts, self.runtime)

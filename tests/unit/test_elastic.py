@@ -54,7 +54,8 @@ class Training:
         return losses
 
     def save(self, folder: Path) -> None:
-        elastic.save(folder, self.held, self.schedule, None, HERE)
+        for file in elastic.save(folder, self.held, self.schedule, None, HERE):
+            file.write()
 
     def load(self, folder: Path, here: Runtime = HERE) -> None:
         elastic.load(folder, self.held, self.schedule, here)

@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from orpo_dist import UserError, pieces
-from orpo_dist.pieces import Piece, Pieces, write_pieces
+from orpo_dist.pieces import Piece, Pieces, unwritten
+
+
+def write(folder: Path, rank: int, pieces: list[Piece]) -> None:
+    for file in unwritten(folder, rank, pieces):
+        file.write()
 
 
 def written(folder: Path, whole: torch.Tensor, cuts: list[int]) -> None:
     """``whole`` in ranges that begin at ``cuts``, one a rank."""
     for rank, (start, end) in enumerate(zip(cuts, [*cuts[1:], len(whole)], strict=True)):
-        write_pieces(folder, rank, [Piece("a.b", "weight", start, whole[start:end])])
+        write(folder, rank, [Piece("a.b", "weight", start, whole[start:end])])
 
 
 @pytest.mark.parametrize("cuts", [[0], [0, 40], [0, 33, 66, 67]])
@@ -38,7 +43,7 @@ def test_views_of_one_memory_and_small_files(
     monkeypatch.setattr(pieces, "FILE_BYTES", 64)
     flat = torch.arange(60.0)
     parts = [Piece(f"p{n}", "exp_avg", 0, flat.narrow(0, 10 * n, 10)) for n in range(6)]
-    write_pieces(tmp_path, 3, parts)
+    write(tmp_path, 3, parts)
     assert len(list(tmp_path.glob("rank-00003-part-*.safetensors"))) == 3
     with Pieces(tmp_path) as found:
         target = torch.zeros(10, dtype=torch.bfloat16)
