@@ -146,7 +146,11 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         value = values[name]
     elif default is False or name == "load_best_model_at_end":
         value = True
-    elif isinstance(default, float) or name in ("epochs", "data_temperature"):
+    elif isinstance(default, float) or name in (
+        "epochs",
+        "data_temperature",
+        "router_aux_loss_coef",
+    ):
         value = 0.25
     elif isinstance(default, int) or name.endswith(
         ("_steps", "_length", "_patience", "_microbatch", "_batch_size")
