@@ -23,6 +23,8 @@ from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
+COPIED = 2 / 3  # of a process's free memory, that a copy to be written may take
+
 
 class EngineTrainer(SavingTrainer):
     """Asserts the engine, and writes checkpoints and models that are whole.
@@ -146,14 +148,15 @@ class EngineTrainer(SavingTrainer):
     def _can_copy(self, held: Holding) -> bool:
         """Whether memory holds a copy of the state, to be written beside training; else says so."""
         needed, free = elastic.held_bytes(held, self.runtime), free_memory()
-        if needed > free // 2 and not self._told_of_memory:
+        fits = needed <= COPIED * free
+        if not fits and not self._told_of_memory:
             self._told_of_memory = True
             logger.warning(
                 "saving: training waits for the disk, as a copy of the optimizer's state takes "
                 "%.1f GiB and this process has %.1f GiB of memory to spare",
                 needed / 2**30, free / 2**30,
             )  # fmt: skip
-        return needed <= free // 2
+        return fits
 
     _told_of_memory = False
 
