@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
 DTYPES = {"135M": "float32", "1B": "bfloat16"}
 VOCABULARY = 49152
 LENGTH = 32  # tokens of prompts and answers
-APART = {"135M": 8, "1B": 4}  # steps between two, in which the first has to come to the disk
+APART = 8  # steps between two checkpoints, in which the first has to come to the disk
 WAYS = ("at once", "beside training")
 
 
@@ -94,7 +94,7 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(getattr(torch, DTYPES[size]))
     lines = Path(options.data).read_text(encoding="utf-8").splitlines()[:64]
-    saves, apart = 2 * options.times, APART[size]
+    saves, apart = 2 * options.times, APART
     settings = ORPOConfig(
         project_name=str(scratch / "run"), max_steps=saves * apart + 2, batch_size=1, log="none",
         gradient_accumulation=1, save_strategy="steps", save_steps=apart, save_total_limit=1,

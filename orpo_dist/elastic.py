@@ -80,11 +80,11 @@ def save(
 
 def held_bytes(held: Holding, here: Runtime) -> int:
     """About what the files take that ``save`` leaves to be written by this rank."""
-    every = sum(
-        shard.weight.nbytes
-        * (1 + sum(isinstance(v, Tensor) for v in held.state(shard.name).values()))
-        for shard in held.shards
-    )
+    every = 0
+    for shard in held.shards:
+        key = held.keys[shard.name]
+        kinds = [k for k, value in held.state(shard.name).items() if not is_count(k, value, key)]
+        every += shard.weight.nbytes * (1 + len(kinds))
     return every // here.world_size if held.replicated else every
 
 

@@ -24,6 +24,8 @@ from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
+COPIED = 2 / 3  # of a process's free memory, that a copy to be written may take
+
 
 class EngineTrainer(SavingTrainer):
     """Asserts the engine, and writes checkpoints and models that are whole.
@@ -147,14 +149,15 @@ class EngineTrainer(SavingTrainer):
     def _can_copy(self, held: Holding) -> bool:
         """Whether memory holds a copy of the state, to be written beside training; else says so."""
         needed, free = elastic.held_bytes(held, self.runtime), free_memory()
-        if needed > free // 2 and not self._told_of_memory:
+        fits = needed <= COPIED * free
+        if not fits and not self._told_of_memory:
             self._told_of_memory = True
             logger.warning(
                 "saving: training waits for the disk, as a copy of the optimizer's state takes "
                 "%.1f GiB and this process has %.1f GiB of memory to spare",
                 needed / 2**30, free / 2**30,
             )  # fmt: skip
-        return needed <= free // 2
+        return fits
 
     _told_of_memory = False
 
@@ -237,10 +240,15 @@ def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | N
 
 
 def free_memory() -> int:
-    """Bytes of this machine's memory that nobody uses: this process's share."""
-    import psutil
+    """Bytes of this machine's memory that could be used: this process's share."""
+    try:
+        said = Path("/proc/meminfo").read_text(encoding="utf-8")
+        available = 1024 * int(said.partition("MemAvailable:")[2].split()[0])
+    except OSError:  # not Linux
+        import psutil
 
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        available = psutil.virtual_memory().available
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def device_memory(device: torch.device) -> int:

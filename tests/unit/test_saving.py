@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from orpo_dist import UserError, saving_trainer, train
+from orpo_dist import UserError, elastic, engine_trainer, saving_trainer, train
+from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.lineage import SAVING, checkpoints
 from orpo_dist.manifest import damage, fingerprints
 from tests.unit.test_run import settings
@@ -125,3 +126,29 @@ def test_small_checkpoints_and_those_of_async_save_false_are_there_at_once(
     watch = AtStep(tmp_path, disk, ready=1)
     train(settings(tiny_model_dir, tmp_path, **STEPS, async_save=asked), callbacks=[watch])
     assert watch.seen[3] == ["checkpoint-2"] and watch.seen[5] == ["checkpoint-4"]
+
+
+def test_without_memory_for_a_copy_training_waits_and_says_so_once(
+    disk: SlowDisk, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr(engine_trainer, "free_memory", lambda: 1000)
+    disk.there.set()
+    train(settings(tiny_model_dir, tmp_path, **STEPS))
+    told = [said for said in caplog.messages if said.startswith("saving: training waits")]
+    assert len(told) == 1 and "0.0 GiB of memory to spare" in told[0]
+    assert damage(tmp_path / "checkpoint-6") is None
+
+
+def test_a_copy_takes_what_was_said(tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Weights and both of Adam's averages, by which it is decided whether memory holds them."""
+    seen: list[tuple[int, int]] = []
+    whole = EngineTrainer._save_optimizer_and_scheduler
+
+    def noting(self: EngineTrainer, folder: str) -> None:
+        whole(self, folder)
+        copies = sum(file.nbytes for file in self.unwritten or [])
+        seen.append((copies, elastic.held_bytes(self._holding(), self.runtime)))
+
+    monkeypatch.setattr(EngineTrainer, "_save_optimizer_and_scheduler", noting)
+    train(settings(tiny_model_dir, tmp_path, **STEPS))
+    assert len(seen) == 3 and all(copies == said > 0 for copies, said in seen), seen
