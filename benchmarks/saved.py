@@ -43,7 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help=f"default: {', '.join(FAMILIES)}")
     parser.add_argument("--tokenizer", required=True, help="a model whose tokenizer to use")
     parser.add_argument("--data", required=True, help="a file of preferences")

@@ -102,8 +102,11 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
     )  # fmt: skip
 
     class Timed(ORPOTrainer):
-        whole: dict[str, list[float]] = {way: [] for way in WAYS}  # noqa: RUF012
         size = 0
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.whole: dict[str, list[float]] = {way: [] for way in WAYS}
 
         def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
             """Of the larger model only the optimizer's step is made, as CPUs are slow in bf16."""

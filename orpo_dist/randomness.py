@@ -24,6 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from orpo_dist import proof
 from orpo_dist.miniature import is_small, miniature
 from orpo_dist.model_config import parts
+from orpo_dist.reasons import reason_of
 from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.types import UserError
 
@@ -139,7 +140,7 @@ def _refuse_random(policy: Any) -> None:
         try:
             apart = most_apart(_stand_in(core))
         except Exception as error:  # does not run on plain tokens, which training will say better
-            logger.debug("randomness: not checked (%s: %s)", type(error).__name__, error)
+            logger.info("randomness: not checked (%s)", reason_of(error))
             return
     if apart:
         raise UserError(

@@ -64,7 +64,7 @@ class Saving:
     def finish(self) -> None:
         """Wait for the disk and put the checkpoint in its place; all ranks together.
 
-        Raises ``OSError`` where a file could not be written to its end.
+        Raises on every rank where one could not write a file to its end.
         """
         failure = self._found.exception()
         mine = {} if failure else self._found.result()

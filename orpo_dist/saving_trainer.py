@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -146,10 +145,21 @@ class SavingTrainer(Trainer):
         try:
             return super().train(wanted, *args, **kwargs)
         except BaseException:
-            if self.runtime.world_size == 1:  # others may not come to meet this one
-                with contextlib.suppress(OSError):
-                    self._finish_saving()
+            self._keep_what_can_be_kept()
             raise
+
+    def _keep_what_can_be_kept(self) -> None:
+        """Training has failed: the checkpoint on its way is finished, or its loss is said."""
+        if self._saving is None:
+            return
+        name, reason = self._saving.checkpoint.name, "the ranks do not meet any more"
+        if self.runtime.world_size == 1:
+            try:
+                self._finish_saving()
+                return
+            except Exception as error:  # what made training fail is what counts
+                reason = str(error)
+        logger.warning("%s was not yet in its place and is lost: %s", name, reason)
 
     def check_settings(self, checkpoint: Path) -> None:
         """``UserError`` where this run cannot go on from what a checkpoint was trained with."""

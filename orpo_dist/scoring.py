@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from orpo_dist.padding import PaddedBatch, pad_pairs, padded_scores
 from orpo_dist.ragged import FlatPairs
 from orpo_dist.reasons import reason_of
 from orpo_dist.ropes import teach_ropes
+from orpo_dist.routing import wants_balance
 from orpo_dist.runtime import Runtime, gathered_while_used
 from orpo_dist.switches import Switch, stand_apart, switches
 from orpo_dist.types import Pair, PairScores, UserError
@@ -166,6 +167,16 @@ def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime
             return make()
     scorer = here.on_main(make)
     return scorer if here.is_main else adopt_scorer(policy, scorer)
+
+
+def balancing(scorer: Scorer, core: Any, coefficient: float | None) -> Scorer:
+    """The scorer, which also asks for the balance of experts where that is trained.
+
+    Raises ``UserError`` where it is asked for and the model has none.
+    """
+    if not wants_balance(core, coefficient):
+        return scorer
+    return replace(scorer, top_k=core.num_experts_per_tok)
 
 
 def _takes_varlen(core: Any, device: torch.device | None) -> bool:

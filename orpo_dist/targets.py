@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from orpo_dist import proof
 from orpo_dist.miniature import miniature
+from orpo_dist.reasons import reason_of
 from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
@@ -75,7 +76,10 @@ def unfit_layers(model: Any, peft_config: Any) -> dict[str, str]:
                 torch.manual_seed(0)
                 _known[key] = _try(miniature(model), peft_config, wanted)
         except Exception as error:  # of a class that cannot be built small
-            logger.debug("adapter: not tried on a miniature (%s)", error)
+            logger.info(
+                "adapter: put on every target, untried, as no miniature of the model can be built "
+                "(%s)", reason_of(error),
+            )  # fmt: skip
             _known[key] = {}
     return _known[key]
 

@@ -39,9 +39,8 @@ from orpo_dist.objective import orpo_loss
 from orpo_dist.packed_forward import causal_model
 from orpo_dist.randomness import refuse_random
 from orpo_dist.rates import idle_steps
-from orpo_dist.routing import wants_balance
 from orpo_dist.schedules import schedule_of
-from orpo_dist.scoring import Batch, agreed_scorer
+from orpo_dist.scoring import Batch, agreed_scorer, balancing
 from orpo_dist.steady_trainer import SteadyTrainer
 from orpo_dist.throughput import Throughput, model_flops, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
@@ -95,7 +94,8 @@ class ORPOTrainer(SteadyTrainer):
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self._encoder.end_id)
         refuse_random(policy, self.runtime)
-        self.scorer = agreed_scorer(policy, config, processing_class, self.runtime)
+        scorer = agreed_scorer(policy, config, processing_class, self.runtime)
+        self.scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
         text = policy.config.get_text_config()
         self._hidden_size = number_of(text, "hidden_size") or Plan.hidden_size  # for even shares
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
@@ -104,9 +104,6 @@ class ORPOTrainer(SteadyTrainer):
             steps = default_logging_steps(total_steps(config, self.train_plan))
             config = config.replace(logging_steps=steps)
             training_args.logging_steps = steps
-        if wants_balance(causal_model(policy), config.router_aux_loss_coef):
-            top_k = causal_model(policy).num_experts_per_tok
-            self.scorer = dataclasses.replace(self.scorer, top_k=top_k)
         self.config, self.async_save = config, config.async_save
         self._alpha_at = schedule_of(config)
         self.orpo_alpha = self._alpha_at(1.0)

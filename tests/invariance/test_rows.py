@@ -15,7 +15,7 @@ from orpo_dist.rows import Rows, row_arrays
 from orpo_dist.scoring import Scorer, make_scorer
 from tests.conftest import disturbed
 from tests.invariance.test_proof import made
-from tests.invariance.test_sinks import MOE, long_pairs
+from tests.invariance.test_sinks import MOE, assert_equal_to_single_forwards, long_pairs
 
 LINEAR = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
@@ -42,15 +42,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_single_forwards(family: str) -> None:
-    """Scores of prompts and answers, and the gradient of every parameter."""
     model = disturbed(made(family, **FAMILIES[family]), 1).eval()
-    pairs = long_pairs()
-    expected = proof.measured(model, proof.alone(model, pairs))
     scorer = make_scorer(model, "auto", "prompt_and_completion")
     assert scorer.packed and scorer.rows and scorer.padded
-    found = proof.measured(model, proof.packed_scores(scorer.score(model, scorer.collate(pairs))))
-    assert proof.scores_apart(found[0], expected[0], pairs) < 1e-5
-    assert proof.gradient_apart(found[1], expected[1]) < 1e-5
+    assert_equal_to_single_forwards(model, scorer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

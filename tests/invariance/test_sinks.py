@@ -89,20 +89,23 @@ def test_sinks_are_one_more_column_of_the_softmax(window: int | None) -> None:
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("varlen", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_beyond_windows_and_equal_to_single_forwards(family: str, varlen: bool) -> None:
+def assert_equal_to_single_forwards(model: Any, scorer: Scorer) -> None:
     """Scores of prompts and answers, and the gradient of every parameter."""
-    if varlen and family not in SINKS:
-        pytest.skip("the kernel without sinks has tests of its own")
-    model = disturbed(made(family, **FAMILIES[family]), 1).eval()
     pairs = long_pairs()
     expected = proof.measured(model, proof.alone(model, pairs))
-    assert make_scorer(model, "auto").packed
-    scorer = Scorer(True, "prompt_and_completion", varlen=varlen)
     found = proof.measured(model, proof.packed_scores(scorer.score(model, scorer.collate(pairs))))
     assert proof.scores_apart(found[0], expected[0], pairs) < 1e-5
     assert proof.gradient_apart(found[1], expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "varlen"), [*((f, False) for f in FAMILIES), *((f, True) for f in SINKS)]
+)
+def test_packed_beyond_windows_and_equal_to_single_forwards(family: str, varlen: bool) -> None:
+    """By the kernel where there are sinks; without, it has tests of its own."""
+    model = disturbed(made(family, **FAMILIES[family]), 1).eval()
+    assert make_scorer(model, "auto").packed
+    assert_equal_to_single_forwards(model, Scorer(True, "prompt_and_completion", varlen=varlen))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -101,8 +101,8 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_run(
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
 
 
-def test_a_run_that_fails_keeps_the_checkpoint_that_was_on_its_way(
-    disk: SlowDisk, tiny_model_dir: Path, tmp_path: Path
+def test_a_run_that_fails_keeps_the_checkpoint_that_was_on_its_way_or_says_so(
+    disk: SlowDisk, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Fails(AtStep):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,10 +110,15 @@ def test_a_run_that_fails_keeps_the_checkpoint_that_was_on_its_way(
             if state.global_step == 3:
                 raise ValueError("a bug")
 
-    with pytest.raises(ValueError, match="a bug"):
-        train(settings(tiny_model_dir, tmp_path, **STEPS), callbacks=[Fails(tmp_path, disk, 4)])
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
-    assert damage(tmp_path / "checkpoint-2") is None
+    for full, kept in ((False, ["checkpoint-2"]), (True, [])):
+        folder = tmp_path / str(full)
+        disk.there.clear()
+        disk.error = OSError(errno.ENOSPC, "No space left on device") if full else None
+        with pytest.raises(ValueError, match="a bug"):
+            train(settings(tiny_model_dir, folder, **STEPS), callbacks=[Fails(folder, disk, 4)])
+        assert [path.name for path in checkpoints(folder)] == kept
+        lost = "checkpoint-2 was not yet in its place and is lost: [Errno 28] No space"
+        assert full == any(said.startswith(lost) for said in caplog.messages)
 
 
 @pytest.mark.parametrize("asked", [True, False])
