@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +20,7 @@ from orpo_dist.cli import main
 from orpo_dist.engines import HYPERPARAMETERS, Engine, deepspeed_engine, engine_of
 from orpo_dist.launch import gpus, presets
 from orpo_dist.launch.accelerate import preset_environment
+from orpo_dist.launch.command import Launch
 from orpo_dist.launch.machine import free_port
 from orpo_dist.types import UserError
 from tests.conftest import ROOT
@@ -226,3 +230,21 @@ def test_the_environment_of_a_preset_asks_for_its_engine(name: str) -> None:
     environment = {**preset_environment(preset), "WORLD_SIZE": "2"}
     wanted = "ddp" if preset.engine.name == "single" else preset.engine.name
     assert engine_of(environment).name == wanted
+
+
+EARLY = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+
+
+def test_signals_wait_until_the_launcher_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment in which this process is replaced on; a mask outlives that."""
+    masks: list[set[signal.Signals]] = []
+
+    def replaced(*_: Any) -> None:
+        masks.append({s for s in signal.pthread_sigmask(signal.SIG_BLOCK, []) if s in EARLY})
+
+    monkeypatch.setattr(os, "execve", replaced)
+    try:
+        Launch([sys.executable]).run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
+    assert masks == [EARLY]

@@ -16,6 +16,7 @@ from orpo_dist import UserError, elastic, engine_trainer, saving_trainer, train
 from orpo_dist.engine_trainer import EngineTrainer
 from orpo_dist.lineage import SAVING, checkpoints
 from orpo_dist.manifest import damage, fingerprints
+from orpo_dist.pieces import Unwritten
 from tests.unit.test_run import settings
 
 STEPS: dict[str, Any] = {
@@ -39,8 +40,14 @@ class SlowDisk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
-    slow = SlowDisk()
+    slow, write = SlowDisk(), Unwritten.write
+
+    def late(file: Unwritten) -> Path:
+        assert slow.there.wait(60)
+        return write(file)
+
     monkeypatch.setattr("orpo_dist.saving.fingerprints", slow)
+    monkeypatch.setattr(Unwritten, "write", late)
     monkeypatch.setattr(saving_trainer, "WORTH_A_THREAD", 0)
     return slow
 
