@@ -9,7 +9,7 @@ planned, in full, with LoRA on all linear layers and with gradient checkpointing
 train`` does it. Its log-probs and gradients are held against one plain forward an answer, without
 padding, with the model's own eager attention, on pairs that lie within every window, chunk and
 top-k of the model and on pairs that go far beyond. Said of each: packed or padded (exact, that is),
-refused (in which words), WRONG or TRACEBACK.
+refused (in which words), WRONG or TRACEBACK; WRONG is also what is decided otherwise in bf16.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ SIZES_SAID = re.compile(r" \(by [^)]*\)")
 REFUSED = {
     "encoder-decoder": "encoder and decoder", "images or sound": "images or sound beside text",
     "no causal language model by": "no causal language model by its config",
-    "cannot be loaded": "transformers cannot load it", "attention mask": "padding is not masked",
+    "attention mask": "padding is not masked",
+    "in both directions": "sees both ways", "states of another": "drafts for another model",
+    "one length alone": "random hashes, one length", "requires the": "needs a library more",
 }  # fmt: skip
 
 Found = dict[str, Any]

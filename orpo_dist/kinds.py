@@ -10,9 +10,15 @@ from orpo_dist.types import UserError
 # They see what comes after a token too, unless their config says is_decoder.
 BOTH_WAYS = (
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie",
-    "megatron-bert", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
+    "megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
     "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
+# Registered with transformers as causal language models, and yet none that can be trained on text.
+NOT_BY_THEMSELVES = {
+    "gemma4_assistant": "drafts words from the states of another model",
+    "gemma4_unified_assistant": "drafts words from the states of another model",
+    "reformer": "trains on texts of one length alone, and hashes its keys by random draws",
+}
 OTHER_HEADS = (
     "Classification", "QuestionAnswering", "MultipleChoice", "Regression", "RewardModel",
     "ForReward", "ForPreTraining",
@@ -38,11 +44,14 @@ def _why_not_causal(config: Any) -> str:
         for name in getattr(config, "architectures", None) or ()
         if any(head in name for head in OTHER_HEADS)
     ]
+    alone = NOT_BY_THEMSELVES.get(kind, "")
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if getattr(config, "is_encoder_decoder", False):
         reason = f"is an encoder-decoder model ({kind})"
     elif heads:
         reason = f"has another head than one for the next word ({heads[0]})"
+    elif alone:
+        reason = f"{alone} ({kind})"
     elif own_code or type(config) in AutoModelForCausalLM._model_mapping:
         reason = f"sees a text in both directions ({kind})" if _looks_ahead(config, kind) else ""
     elif any(getattr(config, sense, None) is not None for sense in SENSES):

@@ -1,7 +1,7 @@
 """What an adapter can reach in a model, tried out on a miniature, and what it reaches, in numbers.
 
-A layer can be adapted if it is called as a layer, maps the last dimension of one tensor as its
-sizes say, gets a gradient, and its adapter is the same after it was saved and loaded.
+A layer can be adapted if it is called as a layer in training, maps the last dimension of one tensor
+as its sizes say, gets a gradient, and its adapter is the same after it was saved and loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from orpo_dist import proof
 from orpo_dist.miniature import miniature
+from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
 from orpo_dist.types import UserError
 
@@ -74,7 +75,9 @@ def unfit_layers(model: Any, peft_config: Any) -> dict[str, str]:
         try:
             with proof.undisturbed(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(0)
-                _known[key] = _try(miniature(model), peft_config, wanted)
+                small = miniature(model)
+                quiet(small)
+                _known[key] = _try(small.train(), peft_config, wanted)
         except Exception as error:  # of a class that cannot be built small
             logger.info(
                 "adapter: put on every target, untried, as no miniature of the model can be built "
@@ -154,7 +157,7 @@ def _adapted(small: Any, peft_config: Any, names: list[str]) -> Any:
 
     settings = copy.deepcopy(peft_config)
     settings.target_modules, settings.lora_dropout = set(names), 0.0
-    model = get_peft_model(copy.deepcopy(small), settings).eval()
+    model = get_peft_model(copy.deepcopy(small), settings).train()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -10,14 +10,6 @@ HEADS = {"head_dim": 16}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 BLT = {"hidden_size": 32, "vocab_size": 260, "num_attention_heads": 2, "num_key_value_heads": 2}
-ASSISTANT = {
-    "_default": {"text_config": {
-        "model_type": "gemma4_text", "hidden_size_per_layer_input": 0,
-        "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 30,
-    }},
-    "text_config": {"global_head_dim": 32, "hidden_size_per_layer_input": 0,
-                    "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2},
-}  # fmt: skip
 DOTS3 = {
     "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
     "swa_kv_lora_rank": 16, "swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16,
@@ -49,7 +41,6 @@ PATCHES: dict[str, dict[str, Any]] = {
     "dots3_note_text": DOTS3,
     "gemma3n_text": {"intermediate_size": 64, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
                      "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "gemma4_assistant": ASSISTANT,
     "gemma4_text": {"global_head_dim": 32},
     "gemma4": {"text_config": {"global_head_dim": 32}},
     "gemma4_unified_text": {"global_head_dim": 32},
@@ -65,7 +56,6 @@ PATCHES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
-    "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
     "xmod": {"is_decoder": True, "languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {
         "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 4,

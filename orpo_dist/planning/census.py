@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from orpo_dist.config import ORPOConfig
 from orpo_dist.experts import used_shares
 from orpo_dist.model_config import number_of
 from orpo_dist.packed_forward import causal_model
+from orpo_dist.planning.layers import depths, kinds_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
 from orpo_dist.throughput import ModelFlops, model_flops
 
@@ -23,7 +26,8 @@ class Census:
     half: bytes of a number in the computing precision (2; 4 without mixed precision).
     block: parameters of one layer, block_trains: those that train. largest: of one tensor that
     trains. layers: layers. flops: of a step, None where they cannot be told. active: parameters
-    that one token meets; less than all in a mixture of experts.
+    that one token meets; less than all in a mixture of experts. depths: of the models to trace, as
+    in ``layers.depths``.
     """
 
     trains: int
@@ -40,6 +44,7 @@ class Census:
     hidden: int
     flops: ModelFlops | None
     active: int
+    depths: tuple[int, int] | None
 
     @property
     def total(self) -> int:
@@ -90,7 +95,17 @@ def take_census(hf_config: Any, config: ORPOConfig, method: Method, precision: s
         hidden=number_of(text, "hidden_size") or core.get_input_embeddings().weight.shape[-1],
         flops=model_flops(core),
         active=_active(core, weights),
+        depths=_depths(core, text),
     )
+
+
+def _depths(core: Any, text: Any) -> tuple[int, int] | None:
+    layers = number_of(text, "num_hidden_layers")
+    lists = [m for m in core.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    if not lists:
+        return None
+    largest = max(lists, key=lambda held: sum(p.numel() for p in held.parameters()))
+    return depths(kinds_of(list(largest), text))
 
 
 def _active(core: Any, weights: list[Any]) -> int:

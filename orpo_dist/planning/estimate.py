@@ -8,7 +8,6 @@ from typing import Any
 
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import Engine, reduces_once
-from orpo_dist.model_config import number_of
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
@@ -19,8 +18,6 @@ from orpo_dist.types import UserError
 USABLE = 0.95  # of a GPU's memory
 
 UNKNOWN = "not known, and to be added; here are temporaries of the optimizer's step alone"
-
-SHORT, LONGER = 2, 3  # layers that are traced; a layer more costs what the third one does
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,8 @@ class Estimator:
     def activations(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
         """Bytes of a micro-batch of the ``pairs`` longest pairs beside weights and gradients.
 
-        Two shallow models are traced: layers are alike, so that every further one adds the same.
+        Two shallow models are traced that differ by one pattern of layers (``layers.depths``), so
+        that every further pattern adds the same.
         """
         if method.quantization:  # either kind unpacks one layer's weights at a time
             method = Method(True, "int4")
@@ -106,13 +104,17 @@ class Estimator:
         return self._traces.get(key, 0)
 
     def _all_layers(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
-        layers = self.census(method).layers
-        named = number_of(self.hf_config.get_text_config(), "num_hidden_layers")
-        depths = (SHORT, LONGER) if named and layers > LONGER else (None,)
-        found = [self._trace(method, casts, checkpointing, pairs, depth) for depth in depths]
-        # Forward and backward each grow by the layer, but which is larger may change.
+        census = self.census(method)
+        few, more = census.depths or (census.layers, None)
+        found = [
+            self._trace(method, casts, checkpointing, pairs, d) for d in census.depths or (None,)
+        ]
+        if more is None:
+            return max(found[0])
+        patterns = (census.layers - more) / (more - few)
+        # Forward and backward each grow by the pattern, but which is larger may change.
         return max(
-            few[-1] + (layers - LONGER) * (few[-1] - few[0]) for few in zip(*found, strict=True)
+            round(last + patterns * (last - first)) for first, last in zip(*found, strict=True)
         )
 
     def _trace(

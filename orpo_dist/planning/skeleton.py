@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orpo_dist.adapters import add_adapter, lora_config
 from orpo_dist.config import ORPOConfig
+from orpo_dist.planning.layers import keep_layers
 from orpo_dist.randomness import quiet
 from orpo_dist.reasons import reason_of
 from orpo_dist.towers import freeze_towers
@@ -83,7 +84,7 @@ def build(
     half = HALF[precision]
     shape = copy.deepcopy(hf_config)
     if layers is not None:
-        _keep_layers(shape.get_text_config(), layers)
+        keep_layers(shape.get_text_config(), layers)
     dtype = half if method.peft or engine_casts else torch.float32
     with torch.device("meta"):
         try:
@@ -106,13 +107,6 @@ def build(
         if engine_casts:
             _cast(model, half)
     return model.train()
-
-
-def _keep_layers(config: Any, layers: int) -> None:
-    before, config.num_hidden_layers = config.num_hidden_layers, layers
-    for name, value in list(vars(config).items()):  # what is said layer by layer
-        if isinstance(value, list) and len(value) == before:
-            setattr(config, name, value[:layers])
 
 
 def _quantise(model: Any) -> None:

@@ -11,6 +11,7 @@ from benchmarks.zoo.shapes import tiny_config
 from orpo_dist.config import ORPOConfig
 from orpo_dist.planning.data import stated
 from orpo_dist.planning.estimate import Estimator, Machine
+from orpo_dist.planning.layers import depths
 from orpo_dist.planning.plan import Planner
 from orpo_dist.planning.skeleton import Method
 from orpo_dist.planning.speed import Rates
@@ -88,3 +89,48 @@ def test_a_budget_is_not_made_of_the_arithmetic_alone(monkeypatch: pytest.Monkey
 def test_presets_without_checkpointing_are_named() -> None:
     found = planner(tiny_config("ctrl")).candidate(Method(), "single", True)
     assert found.why_not.startswith("gradient_checkpointing: CTRLLMHeadModel has none")
+
+
+# --- layers that differ
+
+
+def test_depths_end_with_whole_patterns() -> None:
+    assert depths("aaaaaaaa") == (2, 3)
+    assert depths("aaabbbbbbbb") == (4, 5)  # dense ones first
+    assert depths("aaab" * 5) == (4, 8)
+    assert depths("aaab" * 5 + "aa") == (4, 8)  # the end cut off
+    assert depths("xaaab" + "aaab" * 5) == (5, 9)
+    assert depths("abc") is None
+    assert depths("a") is None
+    assert depths("aabbaababbababcde") is None  # no pattern
+
+
+MIXED = {
+    "dense layers first": ("deepseek_v3", {"first_k_dense_replace": 3, "num_hidden_layers": 10}),
+    "windows": ("gemma3_text", {
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 3,
+        "num_hidden_layers": 12, "sliding_window": 16,
+    }),
+    "shared keys": ("gemma3n_text", {
+        "layer_types": ["sliding_attention", "full_attention"] * 6, "num_hidden_layers": 12,
+        "num_kv_shared_layers": 6, "intermediate_size": 64,
+        "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 10,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_few_layers_tell_of_all(
+    name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, changed = MIXED[name]
+    shape = tiny_config(family).to_dict() | changed
+    config = transformers.CONFIG_MAPPING[family].from_dict(shape)
+    few = planner(config).estimator
+    assert few.census(Method()).depths is not None
+    from_few = few.activations(Method(), False, checkpointing, 1)
+    assert few.untraced == ""
+    monkeypatch.setattr("orpo_dist.planning.census.depths", lambda kinds: None)
+    whole = planner(config).estimator.activations(Method(), False, checkpointing, 1)
+    assert from_few == pytest.approx(whole, rel=0.01)
