@@ -36,7 +36,7 @@ SECONDS = 120  # of computing
 DOCS = ROOT / "docs" / "models.md"
 MARKERS = ("<!-- families: generated -->", "<!-- end of families -->")
 ORDER = ("packed", "padded", "refused", "WRONG", "TRACEBACK")
-SIZES_SAID = re.compile(r" \(by [^)]*\)")
+SIZES_SAID = re.compile(r" \(.*\)$")
 REFUSED = {
     "encoder-decoder": "encoder and decoder", "images or sound": "images or sound beside text",
     "no causal language model by": "no causal language model by its config",

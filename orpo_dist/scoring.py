@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,11 @@ from orpo_dist.types import Pair, PairScores, UserError
 logger = logging.getLogger("orpo_dist")
 
 Batch = PackedBatch | PaddedBatch
+
+# How torch says that an operation met two precisions.
+MIXED_UP = re.compile(
+    r"same (scalar type|dtype)|dtypes match|scalar type \w+ but found|have different dtype"
+)
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,22 @@ class Scorer:
         return lengths[:, 0] * stand_apart(self.switches, lengths)
 
     def score(self, model: Any, batch: Batch) -> PairScores:
-        """Scores of a collated batch; ``model`` may be wrapped by an engine."""
-        if isinstance(batch, PaddedBatch):
-            return padded_scores(model, batch, self.top_k)
-        found = model(input_ids=batch.input_ids, orpo_batch=batch)
+        """Scores of a collated batch; ``model`` may be wrapped by an engine.
+
+        Raises ``UserError`` for a model that mixes up two precisions under autocast.
+        """
+        try:
+            if isinstance(batch, PaddedBatch):
+                return padded_scores(model, batch, self.top_k)
+            found = model(input_ids=batch.input_ids, orpo_batch=batch)
+        except RuntimeError as error:
+            if not MIXED_UP.search(str(error)):
+                raise
+            core = causal_model(getattr(model, "module", model))
+            raise UserError(
+                f"model {type(core).__name__}: does not run in mixed precision "
+                f"({reason_of(error)}); set mixed_precision none"
+            ) from error
         return gather_scores(batch, *(found if isinstance(found, tuple) else (found,)))
 
 

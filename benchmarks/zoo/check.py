@@ -44,7 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA": {"peft": True},
     "checkpointing": {"gradient_checkpointing": True},
 }
-HALF_MODES = ("full", "LoRA")
+HALF_MODES = ("LoRA", "full")
 COMMON: dict[str, Any] = {
     "nll_scope": "prompt_and_completion", "max_steps": 2, "log": "none", "batch_size": 4,
     "max_prompt_length": 48, "max_completion_length": 48, "mixed_precision": "none",
@@ -71,6 +71,7 @@ def check(name: str, scratch: Path, modes: list[str] | None = None) -> Found:
     found["bf16"] = {
         mode: _caught(lambda mode=mode: _in_bf16(folder, scratch / f"bf16 {mode}", mode))
         for mode in HALF_MODES
+        if mode in found["modes"]
     }
     found["plan"] = _caught(lambda: _plan(folder))
     return {**found, **verdict(found)}

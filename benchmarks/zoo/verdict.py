@@ -30,7 +30,8 @@ def verdict(found: Found) -> Found:
     first = next(iter(modes.values()))
     if "refused" in first:
         return {"verdict": "refused", "why": first["refused"]}
-    others = [f"{m}: {f['refused']}" for m, f in modes.items() if "refused" in f]
+    halves = {f"{mode}, bf16": half for mode, half in found["bf16"].items()}
+    others = [f"{m}: {f['refused']}" for m, f in (modes | halves).items() if "refused" in f]
     return {"verdict": first["path"], "why": "; ".join(others), "reason": first["reason"]}
 
 
@@ -39,6 +40,8 @@ def _in_bf16(halves: dict[str, Found], modes: dict[str, Found]) -> Found:
     for mode, half in halves.items():
         if "traceback" in half:
             return {"verdict": "TRACEBACK", "why": f"{mode}, bf16: {half['traceback']}"}
+        if "mixed precision" in half.get("refused", ""):
+            continue
         decided, beside = (x.get("path", "refused") for x in (half, modes.get(mode, half)))
         if decided != beside:
             return {"verdict": "WRONG", "why": f"{mode}: {decided} in bf16, {beside} in fp32"}

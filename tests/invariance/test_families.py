@@ -34,3 +34,10 @@ def test_what_people_train_is_exact(family: str, tmp_path: Path) -> None:
 def test_every_family_is_exact_or_refused(family: str, tmp_path: Path) -> None:
     found = check(family, tmp_path)
     assert found["verdict"] in ("packed", "padded", "refused"), found
+
+
+def test_a_model_that_mixes_up_precisions_is_told_to_do_without(tmp_path: Path) -> None:
+    """Dbrx adds bf16 to fp32 under autocast, in transformers' own code."""
+    found = check("dbrx", tmp_path, ["full"])
+    assert found["verdict"] == "packed"
+    assert "does not run in mixed precision (index_add_" in found["bf16"]["full"]["refused"]

@@ -14,12 +14,13 @@ import transformers as tf
 import orpo_dist as od
 from orpo_dist import model as models
 from orpo_dist.cli import main
-from orpo_dist.kinds import BOTH_WAYS, refuse_not_causal
+from orpo_dist.kinds import BOTH_WAYS, NOT_BY_THEMSELVES, refuse_not_causal
 from orpo_dist.types import UserError
 
 ROWS = [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}]
 SMALL = {"vocab_size": 600, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 FOREIGN = {
+    "reformer": (tf.ReformerConfig(is_decoder=True), NOT_BY_THEMSELVES["reformer"] + " (reformer)"),
     "t5": (tf.T5Config(vocab_size=600), "is an encoder-decoder model (t5)"),
     "bart": (tf.BartConfig(vocab_size=600), "is an encoder-decoder model (bart)"),
     "whisper": (tf.WhisperConfig(), "is an encoder-decoder model (whisper)"),
