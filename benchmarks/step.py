@@ -235,7 +235,7 @@ def limit(options: argparse.Namespace) -> dict[str, Any]:
 
     from orpo_dist.allocator import keep_freed_memory
     from orpo_dist.batching import Plan, nll_token_counts
-    from orpo_dist.throughput import model_flops
+    from orpo_dist.flops import model_flops
 
     keep_freed_memory()  # or the rate is that of mapping memory
     model, _, batches = load(options)

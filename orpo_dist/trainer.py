@@ -31,6 +31,7 @@ from orpo_dist.data import (
     limits_of,
     make_encoder,
 )
+from orpo_dist.flops import model_flops
 from orpo_dist.loading import LoadedStep, StepDataset, make_plan, step_loader, total_steps
 from orpo_dist.metrics import RunningMeans, step_means
 from orpo_dist.model import look_at, make_policy
@@ -42,7 +43,7 @@ from orpo_dist.rates import idle_steps
 from orpo_dist.schedules import schedule_of
 from orpo_dist.scoring import Batch, agreed_scorer, balancing
 from orpo_dist.steady_trainer import SteadyTrainer
-from orpo_dist.throughput import Throughput, model_flops, peak_flops
+from orpo_dist.throughput import Throughput, peak_flops
 from orpo_dist.types import PairScores, StepMetrics, UserError
 
 logger = logging.getLogger("orpo_dist")

@@ -126,7 +126,8 @@ def measured(
 
 def _found(options: Options, core: Any, pairs: list[Any], seconds: float, loss: float) -> Found:
     from orpo_dist.batching import Plan, nll_token_counts
-    from orpo_dist.throughput import model_flops, peak_flops
+    from orpo_dist.flops import model_flops
+    from orpo_dist.throughput import peak_flops
 
     lengths = np.asarray([(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs])
     counts = nll_token_counts(lengths, "prompt_and_completion")

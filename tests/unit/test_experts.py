@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.zoo.shapes import tiny_config
 from orpo_dist.experts import used_shares
-from orpo_dist.throughput import model_flops
+from orpo_dist.flops import model_flops
 
 FAMILIES = (
     "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "dbrx", "jetmoe", "granitemoe",

@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from orpo_dist.batching import Work
+from orpo_dist.flops import ModelFlops, model_flops
 from orpo_dist.peaks import PEAKS, peak_of
 from orpo_dist.planning.speed import USUAL
-from orpo_dist.throughput import ModelFlops, Throughput, model_flops, peak_flops
+from orpo_dist.throughput import Throughput, peak_flops
 
 
 def llama(tied: bool) -> LlamaForCausalLM:
