@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 TIMES = 3
@@ -87,7 +87,7 @@ def work(model: str, data: str, folder: Path, out: Path) -> None:
     from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
     from orpo_dist import ORPOConfig, ORPOTrainer
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
 
     quieten_libraries()
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()[:8]]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 from orpo_dist.launch.presets import Preset
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -73,7 +73,7 @@ def work(model: str, data: str, micro_batches: int, scratch: Path) -> None:
     from transformers import TrainerCallback
 
     from orpo_dist import ORPOConfig, ORPOTrainer
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
 
     class Count(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -116,7 +116,7 @@ def in_child(name: str, work: Path) -> dict[str, Any]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table, in this process."""
     from orpo_dist import evaluate_model, load, load_ensemble
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.ensembles.evaluate import evaluate_ensemble
 
     quieten_libraries()

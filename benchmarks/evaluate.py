@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.data import Columns, Encoder, Limits, PairDataset, prepare
 
     quieten_libraries()
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def our_run(model: Any, tokenizer: Any, pairs: Any, path: str, size: int) -> dict[str, Any]:
     from orpo_dist.evaluation import score_dataset
-    from orpo_dist.scoring import make_scorer
+    from orpo_dist.scoring.scorer import make_scorer
 
     make_scorer(model, path)  # warm up
     start = time.perf_counter()

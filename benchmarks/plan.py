@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from orpo_dist.batching import Plan
-from orpo_dist.dealing import deal_to_ranks, packing_cost
+from orpo_dist.batching.balance import deal_to_ranks, packing_cost
+from orpo_dist.batching.steps import StepPlan
 
 MILLION = 1_000_000
 
@@ -47,7 +47,7 @@ def main() -> None:
 def lengths_of(path: str, tokenizer: str) -> np.ndarray:
     from transformers import AutoTokenizer
 
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.data import Columns, Encoder, Limits, prepare
 
     quieten_libraries()
@@ -57,7 +57,7 @@ def lengths_of(path: str, tokenizer: str) -> np.ndarray:
 
 def at_scale(lengths: np.ndarray, ranks: int, options: argparse.Namespace) -> dict[str, Any]:
     many = np.resize(lengths, (MILLION, 3))
-    plan = Plan(
+    plan = StepPlan(
         many,
         many[:, 1],
         global_batch=ranks * options.pairs_per_rank,

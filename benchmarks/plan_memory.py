@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.console import set_up_logging
+from orpo_dist.base.console import set_up_logging
 
 SHAPES = {
     "25m": (384, 1024, 8, 6, 32_000),
@@ -114,7 +114,7 @@ def planned(engine: str, case: tuple[Any, ...], measure: str) -> float:
 
 def measured(engine: str, case: tuple[Any, ...], measure: str) -> float:
     from orpo_dist.launch import presets
-    from orpo_dist.launch.command import Topology, plan_launch
+    from orpo_dist.launch.argv import Topology, plan_launch
 
     with tempfile.TemporaryDirectory() as scratch:
         if engine == "single":
@@ -139,9 +139,10 @@ def work(scratch: Path, case: tuple[Any, ...], measure: str) -> None:
     import torch
     from transformers import LlamaForCausalLM
 
-    from orpo_dist import ORPOConfig, ORPOTrainer, runtime
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist import ORPOConfig, ORPOTrainer
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.data import PairDataset
+    from orpo_dist.engines import runtime
 
     set_up_logging()
     quieten_libraries()

@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from orpo_dist import exits
+from orpo_dist.base import exits
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 METHODS: dict[str, dict[str, Any]] = {"full": {"lr": 5e-4}, "lora": {"lr": 2e-3, "peft": True}}
@@ -125,8 +125,9 @@ def run(
 
 def work(precision: str, cases: list[tuple[str, int]], scratch: Path) -> None:
     """One of the workers: train every case."""
-    from orpo_dist import ORPOConfig, ORPOTrainer, runtime
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist import ORPOConfig, ORPOTrainer
+    from orpo_dist.base.console import quieten_libraries
+    from orpo_dist.engines import runtime
 
     quieten_libraries()
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[:PAIRS]]

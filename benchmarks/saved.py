@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.plan import lengths_of
-from orpo_dist import proof
-from orpo_dist.batching import Plan
-from orpo_dist.row_layers import stateful_layers
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
+from orpo_dist.batching.steps import StepPlan
+from orpo_dist.scoring import proof
+from orpo_dist.scoring.row_layers import stateful_layers
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -88,7 +88,7 @@ def apart(model: Any, scorer: Scorer, lengths: np.ndarray) -> float:
 
 def share(lengths: np.ndarray, budget: int) -> float:
     """Packed tokens of an epoch in steps of eight pairs, of those of the padded path's own plan."""
-    plan = Plan(lengths, lengths[:, 1], 8, 8, token_budget=budget, padded=True)
+    plan = StepPlan(lengths, lengths[:, 1], 8, 8, token_budget=budget, padded=True)
     works = [step.work for step in plan.epoch(0)]
     return sum(work.tokens for work in works) / sum(work.padded for work in works)
 

@@ -84,7 +84,7 @@ def measured(size: str, options: argparse.Namespace, scratch: Path) -> dict[str,
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from orpo_dist import ORPOConfig, ORPOTrainer
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
 
     quieten_libraries()
     words = AutoTokenizer.from_pretrained(options.tokenizer)

@@ -81,7 +81,7 @@ def load(options: argparse.Namespace) -> tuple[Any, Any, list[list[Any]]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.data import Columns, Encoder, Limits, prepare
 
     quieten_libraries()
@@ -156,10 +156,10 @@ def forwards(run: Callable[[], Any]) -> dict[str, float]:
 def our_share(path: str, model: Any, micro_batch: int, budget: int | None) -> tuple[Any, Any]:
     import numpy as np
 
-    from orpo_dist.allocator import keep_freed_memory
-    from orpo_dist.batching import Plan
-    from orpo_dist.objective import orpo_loss
-    from orpo_dist.scoring import make_scorer
+    from orpo_dist.batching.steps import StepPlan
+    from orpo_dist.engines.allocator import keep_freed_memory
+    from orpo_dist.scoring.objective import orpo_loss
+    from orpo_dist.scoring.scorer import make_scorer
 
     keep_freed_memory()  # as the trainer does
     scorer = make_scorer(model, path, "prompt_and_completion")
@@ -170,7 +170,7 @@ def our_share(path: str, model: Any, micro_batch: int, budget: int | None) -> tu
         return orpo_loss(scores, ALPHA, "additive", len(pairs), tokens)[0]
 
     def cut(pairs: list[Any]) -> list[list[Any]]:
-        plan = Plan(
+        plan = StepPlan(
             np.asarray(lengths_of(pairs)),
             np.ones(len(pairs)),
             global_batch=len(pairs),
@@ -233,9 +233,9 @@ def limit(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from orpo_dist.allocator import keep_freed_memory
-    from orpo_dist.batching import Plan, nll_token_counts
-    from orpo_dist.flops import model_flops
+    from orpo_dist.batching.steps import StepPlan, nll_token_counts
+    from orpo_dist.engines.allocator import keep_freed_memory
+    from orpo_dist.models.flops import model_flops
 
     keep_freed_memory()  # or the rate is that of mapping memory
     model, _, batches = load(options)
@@ -245,7 +245,7 @@ def limit(options: argparse.Namespace) -> dict[str, Any]:
     for pairs in batches:
         lengths = np.asarray(lengths_of(pairs))
         nll = nll_token_counts(lengths, "prompt_and_completion")
-        works += [step.work for step in Plan(lengths, nll, len(pairs), len(pairs)).in_order()]
+        works += [step.work for step in StepPlan(lengths, nll, len(pairs), len(pairs)).in_order()]
     rows, rates = 1024, []
     for weight in {tuple(p.shape): p for p in model.parameters() if p.dim() == 2}.values():
         inputs, spent = torch.randn(rows, weight.shape[1]), []

@@ -32,14 +32,14 @@ SLEEPER = """
 import sys
 if any("default_worker.py" in word for word in sys.orig_argv):
     import types
-    run = types.ModuleType("orpo_dist.run")
+    run = types.ModuleType("orpo_dist.training.run")
 
     def train(config, callbacks=()):
         import os, time
         import torch, transformers
         from pathlib import Path
         from types import SimpleNamespace
-        from orpo_dist.folder import RunFolder
+        from orpo_dist.runs.folder import RunFolder
         first = os.environ.get("RANK") in (None, "0")
         began, folder = time.time(), RunFolder(config.project_name, first)
         Path(config.project_name).mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ if any("default_worker.py" in word for word in sys.orig_argv):
         return SimpleNamespace(metrics=named)
 
     run.train = train
-    sys.modules["orpo_dist.run"] = run
+    sys.modules["orpo_dist.training.run"] = run
 """
 
 

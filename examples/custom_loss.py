@@ -14,12 +14,17 @@ import dataclasses
 import torch.nn.functional as F
 from torch import Tensor
 
-from orpo_dist import ORPOTrainer, train
-from orpo_dist.config import build_config
-from orpo_dist.config.flags import add_config_flags, config_values
-from orpo_dist.loading import LoadedStep
-from orpo_dist.objective import log_odds_ratio
-from orpo_dist.types import PairScores, StepMetrics
+from orpo_dist import (
+    LoadedStep,
+    ORPOTrainer,
+    PairScores,
+    StepMetrics,
+    add_config_flags,
+    build_config,
+    config_values,
+    log_odds_ratio,
+    train,
+)
 
 MARGIN = 0.5  # nats
 

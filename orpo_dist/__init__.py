@@ -11,49 +11,67 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_dist.config import ORPOConfig, load_config
+    from orpo_dist.base.types import PairScores, StepMetrics, UserError
+    from orpo_dist.batching.loader import LoadedStep
+    from orpo_dist.config import ORPOConfig, build_config, load_config
+    from orpo_dist.config.flags import add_config_flags, config_values
     from orpo_dist.ensembles import Ensemble, load_ensemble
-    from orpo_dist.evaluation import evaluate_model, evaluate_models
-    from orpo_dist.handle import TrainedModel, load
-    from orpo_dist.objective import orpo_loss
-    from orpo_dist.run import train
+    from orpo_dist.evaluation import evaluate_model, evaluate_models, format_evaluation
+    from orpo_dist.models.trained import TrainedModel, load
+    from orpo_dist.scoring.objective import log_odds_ratio, orpo_loss
     from orpo_dist.sweeps.driver import sweep
     from orpo_dist.sweeps.search import find_best_alpha
-    from orpo_dist.trainer import ORPOTrainer
-    from orpo_dist.types import UserError
+    from orpo_dist.training.run import train
+    from orpo_dist.training.trainer import ORPOTrainer
 
 __version__ = "0.1.0"
 
 # Loaded on first use: naming the package must not load torch.
 _HOMES = {
-    "ORPOConfig": "config",
-    "load_config": "config",
     "Ensemble": "ensembles",
-    "load_ensemble": "ensembles",
+    "LoadedStep": "batching.loader",
+    "ORPOConfig": "config",
+    "ORPOTrainer": "training.trainer",
+    "PairScores": "base.types",
+    "StepMetrics": "base.types",
+    "TrainedModel": "models.trained",
+    "UserError": "base.types",
+    "add_config_flags": "config.flags",
+    "build_config": "config",
+    "config_values": "config.flags",
     "evaluate_model": "evaluation",
     "evaluate_models": "evaluation",
-    "TrainedModel": "handle",
-    "load": "handle",
-    "orpo_loss": "objective",
-    "train": "run",
-    "sweep": "sweeps.driver",
     "find_best_alpha": "sweeps.search",
-    "ORPOTrainer": "trainer",
-    "UserError": "types",
+    "format_evaluation": "evaluation",
+    "load": "models.trained",
+    "load_config": "config",
+    "load_ensemble": "ensembles",
+    "log_odds_ratio": "scoring.objective",
+    "orpo_loss": "scoring.objective",
+    "sweep": "sweeps.driver",
+    "train": "training.run",
 }
 
 __all__ = [
     "Ensemble",
+    "LoadedStep",
     "ORPOConfig",
     "ORPOTrainer",
+    "PairScores",
+    "StepMetrics",
     "TrainedModel",
     "UserError",
+    "add_config_flags",
+    "build_config",
+    "config_values",
     "evaluate_model",
     "evaluate_models",
     "find_best_alpha",
+    "format_evaluation",
     "load",
     "load_config",
     "load_ensemble",
+    "log_odds_ratio",
     "orpo_loss",
     "sweep",
     "train",

@@ -1,7 +1,7 @@
 """``orpo-dist`` and ``python -m orpo_dist`` are this one function."""
 
-from orpo_dist.exits import leave, recorded
-from orpo_dist.lifeline import hold_on_to_launcher
+from orpo_dist.base.exits import leave, recorded
+from orpo_dist.engines.lifeline import hold_on_to_launcher
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from orpo_dist.allocator import grow_segments
-from orpo_dist.console import set_up_logging
-from orpo_dist.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
-from orpo_dist.failure import crash, rank_among_others, say
-from orpo_dist.types import TemporaryFailure, UserError, noted, refuse
+from orpo_dist.base.console import set_up_logging
+from orpo_dist.base.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
+from orpo_dist.base.failure import crash, rank_among_others, say
+from orpo_dist.base.types import TemporaryFailure, UserError, noted, refuse
+from orpo_dist.engines.allocator import grow_segments
 
 if TYPE_CHECKING:
     from orpo_dist.config import ORPOConfig
@@ -71,7 +71,7 @@ COMMANDS = {
     ),
     "launch": Command(
         "run a command on many processes: orpo-dist launch zero2 -- train ...",
-        "launch.flags:add_launch_flags", "cli:run_launch",
+        "launch.command:add_launch_flags", "cli:run_launch",
     ),
     "sweep": Command(
         "find the best alpha and learning rate: many trainings side by side, on Ray",
@@ -212,9 +212,9 @@ def run_train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dump_config(config), end="")
         return 0
-    from orpo_dist import runtime
-    from orpo_dist.interruption import Interrupted
-    from orpo_dist.run import train
+    from orpo_dist.engines import runtime
+    from orpo_dist.engines.interruption import Interrupted
+    from orpo_dist.training.run import train
 
     try:
         handle = train(config)
@@ -239,14 +239,14 @@ def run_report(options: argparse.Namespace) -> int:
 
         print(write_page(folder))
         return 0
-    from orpo_dist.report import write_report
+    from orpo_dist.runs.report import write_report
 
     print(write_report(folder))
     return 0
 
 
 def run_launch(options: argparse.Namespace) -> int:
-    from orpo_dist.launch.flags import find_preset, launch
+    from orpo_dist.launch.command import find_preset, launch
 
     found: list[str] = []
     config = None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.manifest import STATE, files_in, fingerprints, seal
+from orpo_dist.runs.manifest import STATE, files_in, fingerprints, seal
 
 
 def make_checkpoint(folder: Path, step: int, text: str = "weights", **facts: Any) -> Path:

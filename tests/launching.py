@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orpo_dist.folder import read_metrics
+from orpo_dist.runs.folder import read_metrics
 from tests.conftest import DEMO, ROOT
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")

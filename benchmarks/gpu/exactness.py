@@ -44,7 +44,7 @@ def proof(options: Options, family: str) -> Found:
     """Every draw of random weights must be found to pack, since all of them do."""
     from transformers import AutoModelForCausalLM
 
-    from orpo_dist.scoring import make_scorer
+    from orpo_dist.scoring.scorer import make_scorer
 
     config = families()[family](**SHAPE | (SMALL if options.tiny else {}))
     scorers = []
@@ -87,8 +87,8 @@ def _small(options: Options) -> Any:
 
 
 def _loss_and_gradients(options: Options, model: Any, how: str, half: bool) -> tuple[float, Any]:
-    from orpo_dist.objective import orpo_loss
-    from orpo_dist.scoring import make_scorer
+    from orpo_dist.scoring.objective import orpo_loss
+    from orpo_dist.scoring.scorer import make_scorer
 
     scorer = make_scorer(model, how)
     model.zero_grad()

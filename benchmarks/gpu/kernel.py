@@ -35,9 +35,9 @@ def compare(
     """Outputs and the gradients of queries, keys and values."""
     from transformers import AttentionInterface
 
-    from orpo_dist.attention import PREFIX
-    from orpo_dist.scoring import Scorer
-    from orpo_dist.types import Pair
+    from orpo_dist.base.types import Pair
+    from orpo_dist.scoring.attention import PREFIX
+    from orpo_dist.scoring.scorer import Scorer
 
     pairs = [Pair(*([7] * length for length in lengths)) for lengths in LENGTHS]
     batch: Any = Scorer(True, varlen=True).collate(pairs).to(options.device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.lines import Options
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
 
 SMOKE = Path(__file__).parents[2] / "orpo_dist" / "sweeps" / "presets" / "smoke"
 
@@ -47,7 +47,7 @@ def llama(options: Options, name: str, dtype: torch.dtype) -> Any:
 def adapted(model: Any) -> Any:
     """In a fresh LoRA adapter with the toolkit's own settings."""
     from orpo_dist import ORPOConfig
-    from orpo_dist.adapters import add_adapter, lora_config
+    from orpo_dist.models.adapters import add_adapter, lora_config
 
     return add_adapter(model, lora_config(ORPOConfig(peft=True)))
 

@@ -61,8 +61,8 @@ def beside(options: Options) -> dict[str, Case]:
 
 
 def ours(options: Options, shape: str, lora: bool, size: int, checkpointing: bool = False) -> Found:
-    from orpo_dist.objective import orpo_loss
-    from orpo_dist.scoring import make_scorer
+    from orpo_dist.scoring.objective import orpo_loss
+    from orpo_dist.scoring.scorer import make_scorer
 
     _free()
     model = llama(options, shape, torch.bfloat16 if lora else torch.float32).train()
@@ -125,13 +125,13 @@ def measured(
 
 
 def _found(options: Options, core: Any, pairs: list[Any], seconds: float, loss: float) -> Found:
-    from orpo_dist.batching import Plan, nll_token_counts
-    from orpo_dist.flops import model_flops
-    from orpo_dist.throughput import peak_flops
+    from orpo_dist.batching.steps import StepPlan, nll_token_counts
+    from orpo_dist.models.flops import model_flops
+    from orpo_dist.training.throughput import peak_flops
 
     lengths = np.asarray([(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs])
     counts = nll_token_counts(lengths, "prompt_and_completion")
-    (step,) = Plan(lengths, counts, len(pairs), len(pairs)).in_order()
+    (step,) = StepPlan(lengths, counts, len(pairs), len(pairs)).in_order()
     flops = model_flops(core)
     peak = peak_flops(torch.device(options.device), bf16=True)
     mfu = flops(step.work) / seconds / peak if flops and peak else None

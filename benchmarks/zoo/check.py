@@ -28,15 +28,15 @@ from benchmarks.zoo.oracle import (
 from benchmarks.zoo.shapes import tiny_config
 from benchmarks.zoo.verdict import verdict
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError
-from orpo_dist.kinds import NOT_BY_THEMSELVES, refuse_not_causal
-from orpo_dist.model import load_model_config, load_trained
+from orpo_dist.base.reasons import reason_of
+from orpo_dist.models.kinds import NOT_BY_THEMSELVES, refuse_not_causal
+from orpo_dist.models.model import load_model_config, load_trained
 from orpo_dist.planning.data import stated
 from orpo_dist.planning.estimate import Estimator, Machine
 from orpo_dist.planning.plan import Planner
 from orpo_dist.planning.skeleton import Method
 from orpo_dist.planning.speed import Rates
-from orpo_dist.planning.text import heading
-from orpo_dist.reasons import reason_of
+from orpo_dist.planning.terminal import heading
 
 ROOT = Path(__file__).parents[2]
 MODES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_dist.types import Pair, PairScores
+from orpo_dist.base.types import Pair, PairScores
 
 # (prompt, chosen, rejected) tokens: within every window of a tiny config, and far beyond.
 SHORT = ((5, 4, 7), (3, 6, 2), (1, 2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orpo_dist.kinds import BOTH_WAYS
+from orpo_dist.models.kinds import BOTH_WAYS
 
 HEADS = {"head_dim": 16}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}

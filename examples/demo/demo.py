@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from orpo_dist.console import quieten_libraries, set_up_logging  # noqa: E402
+from orpo_dist.base.console import quieten_libraries, set_up_logging  # noqa: E402
 
 set_up_logging()
 

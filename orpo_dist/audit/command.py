@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 
 def add_data_verbs(parser: argparse.ArgumentParser) -> None:
@@ -112,9 +112,9 @@ def _tokenizer(config: Any) -> tuple[Any, ...]:
     """``(tokenizer, limits)`` of the config's model; nothing without one."""
     if config.model is None:
         return ()
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.data import limits_of
-    from orpo_dist.model import load_model_config, load_tokenizer
+    from orpo_dist.models.model import load_model_config, load_tokenizer
 
     quieten_libraries()
     limits = limits_of(config, load_model_config(config.model, config))

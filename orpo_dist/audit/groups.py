@@ -9,7 +9,7 @@ import numpy as np
 from orpo_dist.audit import lengths as measure
 from orpo_dist.audit.corpus import Corpus
 from orpo_dist.audit.rules import Finding
-from orpo_dist.audit.texts import SCRIPTS
+from orpo_dist.audit.text_rules import SCRIPTS
 
 
 def script_shares(prompts: np.ndarray, chosen: np.ndarray) -> dict[str, dict[str, int]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from orpo_dist.base.intervals import wilson_interval
 from orpo_dist.data import Limits
-from orpo_dist.intervals import wilson_interval
 
 PARTS = ("prompt", "chosen", "rejected")
 CANDIDATES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

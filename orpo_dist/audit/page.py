@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_dist.audit.audit import Audit
 from orpo_dist.audit.terminal import bias_sentence, setting_name
-from orpo_dist.report import COLOURS, inline_svg
+from orpo_dist.runs.report import COLOURS, inline_svg
 
 NAMED = 10  # rows named per finding
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">

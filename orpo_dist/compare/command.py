@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.pages import output_path, write_output
+from orpo_dist.base.types import UserError
 from orpo_dist.evaluation.command import add_full_precision_flag
-from orpo_dist.folder import read_json
 from orpo_dist.generation.prompts import Prompt, read_prompts, sampling_flags, sampling_options
-from orpo_dist.pages import output_path, write_output
-from orpo_dist.types import UserError
+from orpo_dist.runs.folder import read_json
 
 logger = logging.getLogger("orpo_dist")
 
@@ -136,9 +136,9 @@ def _look_up(name: str, written: dict[str, Any], prompts: list[Prompt]) -> list[
 def _generate(
     model: str, prompts: list[Prompt], options: argparse.Namespace, sampling: dict[str, Any]
 ) -> list[str]:
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.generation.speakers import Speaker, answers
-    from orpo_dist.handle import load, run_configs
+    from orpo_dist.models.trained import load, run_configs
 
     quieten_libraries()
     models = [name for name in options.models if not name.endswith(".jsonl")]

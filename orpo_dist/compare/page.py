@@ -9,8 +9,8 @@ from __future__ import annotations
 import html
 from importlib.resources import files
 
+from orpo_dist.base.pages import page
 from orpo_dist.compare.sheet import Sheet
-from orpo_dist.pages import page
 
 KEYS = (
     ("←", "left is better"),

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.generation.prompts import Prompt, prompt_lines, text_lines
-from orpo_dist.types import UserError
 
 
 @dataclass(frozen=True)

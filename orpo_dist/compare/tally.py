@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from orpo_dist.base.intervals import wilson_interval
+from orpo_dist.base.types import UserError
 from orpo_dist.compare.sheet import Sheet
 from orpo_dist.evaluation.paired import bootstrap_interval
-from orpo_dist.intervals import wilson_interval
-from orpo_dist.types import UserError
 
 CHOICES = ("left", "tie", "right")
 MARKS = (1, 5)

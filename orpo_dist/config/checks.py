@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orpo_dist import schedules
+from orpo_dist.config import schedules
 from orpo_dist.config.names import explain_unknown, meant, sentence
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from orpo_dist.base.types import UserError
 from orpo_dist.config.schema import ORPOConfig, leaves
-from orpo_dist.types import UserError
 
 HEADINGS = {
     "run": "run",

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import model_validator
 
+from orpo_dist.base.types import UserError
 from orpo_dist.config.checks import problems
 from orpo_dist.config.schema import ORPOConfig
-from orpo_dist.types import UserError
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from orpo_dist import schedules
+from orpo_dist.base.types import UserError
+from orpo_dist.config import schedules
 from orpo_dist.config.checks import Contradictory, complaints, contradictions, stage_values
 from orpo_dist.config.names import ALIASES
-from orpo_dist.types import UserError
 
 Strategy = Literal["no", "steps", "epoch"]
 DataFormat = Literal[

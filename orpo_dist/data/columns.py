@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.rows import Columns
 from orpo_dist.data.serialised import listed, unserialised
-from orpo_dist.types import UserError
 
 LIKE_PROMPT = (
     "question", "instruction", "query", "problem", "input", "messages", "conversations",

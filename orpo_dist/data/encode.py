@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.bounds import require_end
 from orpo_dist.data.forms import Answer, Forms, Texts
 from orpo_dist.data.messages import Message
 from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.rows import Example
 from orpo_dist.data.template import PLAIN_TEMPLATE, ChatTemplate
-from orpo_dist.types import UserError
 
 
 @dataclass(frozen=True)

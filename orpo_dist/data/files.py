@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.json_files import read_json, read_jsonl
 from orpo_dist.data.packed import PACKINGS, kind_of, open_text, packing_of
-from orpo_dist.types import UserError
 
 Numbered = Iterator[tuple[int, Any]]
 

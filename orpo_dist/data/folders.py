@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.files import KINDS, is_data_file
-from orpo_dist.types import UserError
 
 # What names a part of the data that is not for training.
 OTHER_SPLITS = ("test", "valid", "val", "eval", "dev")

@@ -13,8 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.packed import open_text
-from orpo_dist.types import UserError
 
 LINE_END = re.compile(r"\r\n|\r|\n")  # what a text file counts as one; not U+2028 inside a text
 WRAPPERS = ("data", "rows", "examples", "instances", "items")

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from orpo_dist.ragged import FlatPairs, runs
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
+from orpo_dist.scoring.ragged import FlatPairs, runs
 
 
 class PairDataset:

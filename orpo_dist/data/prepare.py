@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.bounds import check_pairs
 from orpo_dist.data.encode import Encoded, Encoder
 from orpo_dist.data.pairs import PairDataset
@@ -24,7 +25,6 @@ from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.report import DataReport
 from orpo_dist.data.rows import Columns, Example
 from orpo_dist.data.sources import Source, open_source
-from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.columns import (
     ASSISTANTS,
     Head,
@@ -24,7 +25,6 @@ from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.rows import Columns
 from orpo_dist.data.serialised import listed
 from orpo_dist.data.transcripts import is_transcript
-from orpo_dist.types import UserError
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError, refuse
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import check_pairs, context_of, rows_of
 from orpo_dist.data.encode import Encoder, Limits
@@ -14,7 +15,6 @@ from orpo_dist.data.prepare import build
 from orpo_dist.data.report import sentences
 from orpo_dist.data.rows import Columns
 from orpo_dist.data.sources import Source
-from orpo_dist.types import UserError, refuse
 
 logger = logging.getLogger("orpo_dist")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.outage import is_outage
+from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.data.files import is_data_file, read_file
 from orpo_dist.data.folders import folder_files
-from orpo_dist.outage import is_outage
-from orpo_dist.types import TemporaryFailure, UserError
 
 
 @dataclass(frozen=True)

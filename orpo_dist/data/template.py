@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.data.messages import Message, reasoning_of
 from orpo_dist.data.reasons import Unusable
 from orpo_dist.data.thoughts import OPENED, after_opened, taken_apart, without_thought
-from orpo_dist.types import UserError
 
 # For tokenizers without a template of their own, when the data are messages. The blank stands
 # before the answer, not at the end of the prompt: most tokenizers join it to the next word.

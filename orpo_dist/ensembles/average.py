@@ -19,8 +19,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from orpo_dist.ensembles.members import Member, refuse_different_vocabularies
-from orpo_dist.handle import context_of
-from orpo_dist.packed_forward import causal_model
+from orpo_dist.models.trained import context_of
+from orpo_dist.scoring.packed_forward import causal_model
 
 AverageOf = Literal["probabilities", "logits"]
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.failure import rank_among_others
+from orpo_dist.base.pages import output_path, write_output
+from orpo_dist.base.types import UserError
 from orpo_dist.evaluation.command import (
     add_data_flags,
     add_full_precision_flag,
@@ -17,11 +20,8 @@ from orpo_dist.evaluation.command import (
     say_data,
     write_results,
 )
-from orpo_dist.failure import rank_among_others
 from orpo_dist.generation.command import add_prompt_flags, prompts_of
 from orpo_dist.generation.prompts import Prompt, prompt_lines, sampling_flags, sampling_options
-from orpo_dist.pages import output_path, write_output
-from orpo_dist.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -112,7 +112,7 @@ def _ensemble(
     samples: int = 1,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.ensembles.ensemble import load_ensemble
 
     quieten_libraries()
@@ -190,7 +190,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     outputs = checked_outputs(options)
     loading = {name: values[name] for name in LOADING if name in values}
     ensemble = _ensemble(options, options.method[0], settings=loading)
-    from orpo_dist.device import mention_idle_gpus
+    from orpo_dist.base.device import mention_idle_gpus
     from orpo_dist.ensembles.evaluate import evaluate_ensemble
 
     mention_idle_gpus("ensemble evaluate")
@@ -213,7 +213,7 @@ def _soup(options: argparse.Namespace) -> int:
     build_config(values)
     if options.weights is not None and options.method in ("uniform", "greedy"):
         raise UserError(f"--weights: {options.method} takes none; use weighted")
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.ensembles.listing import find_members
     from orpo_dist.ensembles.soups import accuracy_judge, make_soup
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from orpo_dist.base.types import Pair, UserError
 from orpo_dist.ensembles.average import AverageModel, AverageOf
 from orpo_dist.ensembles.choose import Criterion, total_scores
 from orpo_dist.ensembles.listing import find_members
 from orpo_dist.ensembles.members import Member, load_members
-from orpo_dist.handle import Prompt, TrainedModel, context_of
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair, UserError
+from orpo_dist.models.trained import Prompt, TrainedModel, context_of
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 
 Method = Literal["average", "vote", "best_of"]
 

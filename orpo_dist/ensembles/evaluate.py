@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import PairDataset
 from orpo_dist.ensembles.average import mix_logps
@@ -17,8 +18,7 @@ from orpo_dist.ensembles.ensemble import Ensemble, Method
 from orpo_dist.evaluation.evaluate import load_pairs, results, shared_config, token_budget
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset, score_pairs
-from orpo_dist.packing import PackedBatch, gather_scores
-from orpo_dist.types import Pair, PairScores, UserError
+from orpo_dist.scoring.packing import PackedBatch, gather_scores
 
 EVERYTHING = ("average", "vote", "best_of")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 FILE = "ensemble.json"
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.ensembles.listing import Listed
-from orpo_dist.handle import TrainedModel, loading_config, open_model, run_configs
-from orpo_dist.model import load_tokenizer, resolve_precision
-from orpo_dist.types import UserError
+from orpo_dist.models.model import load_tokenizer, resolve_precision
+from orpo_dist.models.trained import TrainedModel, loading_config, open_model, run_configs
 
 logger = logging.getLogger("orpo_dist")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -96,7 +96,7 @@ def score_candidates(
     """
     from orpo_dist.evaluation.evaluate import judge, shared_config
     from orpo_dist.evaluation.paired import why_not_comparable
-    from orpo_dist.handle import run_config
+    from orpo_dist.models.trained import run_config
 
     margins, first = [], None
     config = run_config(candidates[0].path)

@@ -13,15 +13,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from orpo_dist.answering import mend_generation, stop_at
-from orpo_dist.card import write_card
+from orpo_dist.base.types import UserError
 from orpo_dist.data import Encoder
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.ensembles.members import Member, load_members, same_words, template_of
-from orpo_dist.folder import RunFolder, write_json
-from orpo_dist.handle import TrainedModel, run_config
-from orpo_dist.model import load_tokenizer, load_trained
-from orpo_dist.types import UserError
+from orpo_dist.models.answering import mend_generation, stop_at
+from orpo_dist.models.model import load_tokenizer, load_trained
+from orpo_dist.models.trained import TrainedModel, run_config
+from orpo_dist.runs.folder import RunFolder, write_json
+from orpo_dist.training.card import write_card
 
 logger = logging.getLogger("orpo_dist")
 

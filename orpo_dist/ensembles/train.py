@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from orpo_dist.base.types import UserError
 from orpo_dist.ensembles.listing import FILE
 from orpo_dist.evaluation.command import add_full_precision_flag
-from orpo_dist.types import UserError
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def _refuse_training_flags(options: argparse.Namespace) -> None:
 
 def _collect(project: Path, options: argparse.Namespace) -> int:
     """Pick the members and write ``ensemble.json``."""
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.ensembles.listing import Listed, write_listing
     from orpo_dist.ensembles.picking import pick
 

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from orpo_dist.failure import rank_among_others
-from orpo_dist.pages import output_path, write_output
-from orpo_dist.types import UserError
+from orpo_dist.base.failure import rank_among_others
+from orpo_dist.base.pages import output_path, write_output
+from orpo_dist.base.types import UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -95,10 +95,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str, Any]:
-    from orpo_dist.console import quieten_libraries
-    from orpo_dist.device import mention_idle_gpus
+    from orpo_dist.base.console import quieten_libraries
+    from orpo_dist.base.device import mention_idle_gpus
     from orpo_dist.evaluation.evaluate import evaluate_models
-    from orpo_dist.evaluation.text import TextSettings
+    from orpo_dist.evaluation.perplexity import TextSettings
 
     quieten_libraries()
     mention_idle_gpus("evaluate")
@@ -116,9 +116,9 @@ def _on_data(options: argparse.Namespace, values: Mapping[str, Any]) -> dict[str
 
 
 def _on_tasks(tasks: list[str], options: argparse.Namespace, found: dict[str, Any]) -> None:
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.evaluation.harness import run_tasks
-    from orpo_dist.handle import load, run_configs
+    from orpo_dist.models.trained import load, run_configs
 
     quieten_libraries()
     configs = run_configs(options.model)

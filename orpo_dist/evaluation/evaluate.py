@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from orpo_dist import runtime
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.data import PairDataset, columns_of, limits_of, make_encoder, prepare
+from orpo_dist.engines import runtime
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
+from orpo_dist.evaluation.perplexity import NO_TEXTS, TextSettings, text_perplexity
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
 from orpo_dist.evaluation.statistics import headline, summarise
-from orpo_dist.evaluation.text import NO_TEXTS, TextSettings, text_perplexity
-from orpo_dist.handle import LOADING, TrainedModel, loading_config, open_model, run_configs
-from orpo_dist.model import Known, locate, look_at
-from orpo_dist.types import UserError
+from orpo_dist.models.model import Known, locate, look_at
+from orpo_dist.models.trained import LOADING, TrainedModel, loading_config, open_model, run_configs
 
 # Of a model's own run, also where several are judged by the data settings of the first.
 OWN = ("model", "model_revision", "chat_template", "trust_remote_code", "attention", *LOADING)

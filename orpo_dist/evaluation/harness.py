@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orpo_dist import runtime
-from orpo_dist.handle import TrainedModel, load
-from orpo_dist.outage import is_outage
-from orpo_dist.types import TemporaryFailure, UserError
+from orpo_dist.base.outage import is_outage
+from orpo_dist.base.types import TemporaryFailure, UserError
+from orpo_dist.engines import runtime
+from orpo_dist.models.trained import TrainedModel, load
 
 
 def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:

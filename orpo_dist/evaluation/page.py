@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from orpo_dist.base.pages import page, table
 from orpo_dist.evaluation.terminal import (
     comparison_sentence,
     format_tasks,
     short,
     text_sentence,
 )
-from orpo_dist.pages import page, table
-from orpo_dist.report import inline_svg
+from orpo_dist.runs.report import inline_svg
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#b91c1c", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 if TYPE_CHECKING:
     from orpo_dist.data import PairDataset

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from orpo_dist import runtime
-from orpo_dist.allocator import keep_freed_memory
-from orpo_dist.batching import Plan
+from orpo_dist.base.types import Pair, PairScores, UserError
+from orpo_dist.batching.steps import StepPlan
 from orpo_dist.data import PairDataset
-from orpo_dist.objective import log_odds_ratio
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair, PairScores, UserError
+from orpo_dist.engines import runtime
+from orpo_dist.engines.allocator import keep_freed_memory
+from orpo_dist.scoring.objective import log_odds_ratio
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 
 SCORED = ("chosen_logp", "rejected_logp", "nll_sum")
 
@@ -128,7 +128,7 @@ def _micro_batches(
     pairs: PairDataset, scorer: Scorer, batch_size: int, token_budget: int | None
 ) -> Iterator[list[int]]:
     """Longest pairs first, so that memory runs out at once or never."""
-    plan = Plan(
+    plan = StepPlan(
         pairs.lengths,
         pairs.lengths[:, 1],
         global_batch=batch_size,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orpo_dist.intervals import newcombe_interval, wilson_interval
+from orpo_dist.base.intervals import newcombe_interval, wilson_interval
 
 if TYPE_CHECKING:
     from orpo_dist.evaluation.scores import ScoreTable

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.generation.speakers import Speaker
-from orpo_dist.types import UserError
 
 HELP = "/new: forget what was said; /quit or Ctrl-D: leave"
 

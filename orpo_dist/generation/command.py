@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from orpo_dist.base.pages import output_path, write_output
+from orpo_dist.base.types import UserError
 from orpo_dist.evaluation.command import add_full_precision_flag
 from orpo_dist.generation.prompts import (
     Prompt,
@@ -14,8 +16,6 @@ from orpo_dist.generation.prompts import (
     sampling_flags,
     sampling_options,
 )
-from orpo_dist.pages import output_path, write_output
-from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
     from orpo_dist.generation.speakers import Speaker
@@ -63,7 +63,7 @@ def run_generate(options: argparse.Namespace) -> int:
         raise UserError("--chat takes its prompts from the keyboard and writes no file")
     prompts = [] if options.chat else prompts_of(options)
     output = output_path("json", options.json) if options.json else None
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
     from orpo_dist.generation.speakers import speakers
 
     quieten_libraries()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 Prompt = str | list[dict[str, str]]
 

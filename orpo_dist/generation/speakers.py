@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from orpo_dist.adapters import is_adapter
+from orpo_dist.base.types import UserError
 from orpo_dist.generation.prompts import Prompt
-from orpo_dist.handle import TrainedModel, load, loaded_like, run_config, run_configs
-from orpo_dist.model import locate
-from orpo_dist.types import UserError
+from orpo_dist.models.adapters import is_adapter
+from orpo_dist.models.model import locate
+from orpo_dist.models.trained import TrainedModel, load, loaded_like, run_config, run_configs
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orpo_dist.exits import (
+from orpo_dist.base.exits import (
     EXIT_HUNG,
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
     EXIT_TEMPORARY,
     EXIT_USER_ERROR,
 )
+from orpo_dist.base.signals import ENDING, LAST_WORDS, Demands, hear_signals
+from orpo_dist.engines.lifeline import announce_launcher
 from orpo_dist.launch.presets import Preset
-from orpo_dist.lifeline import announce_launcher
-from orpo_dist.signals import ENDING, LAST_WORDS, Demands, hear_signals
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from orpo_dist.device import deepspeed_follows_torch
+    from orpo_dist.base.device import deepspeed_follows_torch
 
     deepspeed_follows_torch()
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"

@@ -1,6 +1,6 @@
 """How many GPUs processes on this machine may use, counted as CUDA does but without torch.
 
-For planning only: whether a process has a GPU is torch's to say (``orpo_dist.device``).
+For planning only: whether a process has a GPU is torch's to say (``orpo_dist.base.device``).
 """
 
 from __future__ import annotations

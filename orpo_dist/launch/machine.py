@@ -6,7 +6,7 @@ import random
 import socket
 import time
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 FIRST_PORT, LAST_PORT = 20000, 32767  # above the usual services, below what systems hand out
 

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import yaml
 
-from orpo_dist.engines import SINGLE, Engine, check_deepspeed, deepspeed_engine, read_deepspeed
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
+from orpo_dist.engines.engine import (
+    SINGLE,
+    Engine,
+    check_deepspeed,
+    deepspeed_engine,
+    read_deepspeed,
+)
 
 FOLDER = Path(__file__).parent
 

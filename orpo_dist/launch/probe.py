@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orpo_dist.exits import EXIT_BAD_NODES
+from orpo_dist.base.exits import EXIT_BAD_NODES
 
 STAGES = ("answers", "gpus", "shared folder", "all-reduce")
 CANARY = "canary"

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 
 def wait_for_ray(nodes: int, seconds: float) -> None:

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.config import ORPOConfig
-from orpo_dist.exits import (
+from orpo_dist.base.exits import (
     EXIT_GAVE_UP,
     EXIT_HUNG,
     EXIT_INTERRUPTED,
@@ -26,8 +25,9 @@ from orpo_dist.exits import (
     EXIT_USER_ERROR,
     recorded_codes,
 )
-from orpo_dist.folder import RunFolder, read_json, saved_step
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
+from orpo_dist.config import ORPOConfig
+from orpo_dist.runs.folder import RunFolder, read_json, saved_step
 
 
 class GaveUp(Exception):

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orpo_dist.base.exits import EXIT_BAD_NODES, EXIT_GAVE_UP
 from orpo_dist.config import ORPOConfig
-from orpo_dist.exits import EXIT_BAD_NODES, EXIT_GAVE_UP
 
 SCRIPTS = {
     "train": Path(__file__).parent / "slurm.sbatch",

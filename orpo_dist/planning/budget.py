@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-from orpo_dist.batching import Plan
+from orpo_dist.batching.steps import StepPlan
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import Engine
-from orpo_dist.packed_forward import causal_model
+from orpo_dist.engines.engine import Engine
+from orpo_dist.engines.runtime import Runtime, whole_weights
 from orpo_dist.planning.estimate import Estimator, Machine
 from orpo_dist.planning.plan import most_pairs_that_fit, pairs_at_most
 from orpo_dist.planning.skeleton import method_of
-from orpo_dist.runtime import Runtime, whole_weights
+from orpo_dist.scoring.packed_forward import causal_model
 
 logger = logging.getLogger("orpo_dist")
 
 
 def planned_budget(
-    model: Any, config: ORPOConfig, plan: Plan, here: Runtime, device: torch.device
+    model: Any, config: ORPOConfig, plan: StepPlan, here: Runtime, device: torch.device
 ) -> int:
     """Tokens of a micro-batch that fit on every rank, by the plan's arithmetic."""
     hf_config = causal_model(model).config
@@ -43,7 +43,7 @@ def _machine(here: Runtime, device: torch.device) -> Machine:
 
 
 def _budget(
-    hf_config: Any, config: ORPOConfig, plan: Plan, engine: Engine, machine: Machine
+    hf_config: Any, config: ORPOConfig, plan: StepPlan, engine: Engine, machine: Machine
 ) -> int:
     prompt, chosen, rejected = (int(n) for n in plan.lengths[plan.sizes.argmax()])
     size = int(plan.sizes.max())

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from orpo_dist.config import ORPOConfig
-from orpo_dist.experts import used_shares
-from orpo_dist.flops import ModelFlops, model_flops
-from orpo_dist.model_config import number_of
-from orpo_dist.packed_forward import causal_model
+from orpo_dist.models.experts import used_shares
+from orpo_dist.models.flops import ModelFlops, model_flops
 from orpo_dist.planning.layers import depths, kinds_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
+from orpo_dist.scoring.model_config import number_of
+from orpo_dist.scoring.packed_forward import causal_model
 
 
 @dataclass(frozen=True)

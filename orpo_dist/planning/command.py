@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.exits import EXIT_DOES_NOT_FIT
-from orpo_dist.types import UserError
+from orpo_dist.base.exits import EXIT_DOES_NOT_FIT
+from orpo_dist.base.types import UserError
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +51,11 @@ def run_plan(options: argparse.Namespace) -> int:
     if config.model is None:
         raise UserError("nothing to plan: pass --model, or --config with a model")
     _check(options)
-    from orpo_dist.console import quieten_libraries
+    from orpo_dist.base.console import quieten_libraries
 
     quieten_libraries()
-    from orpo_dist.adapters import going_on
-    from orpo_dist.model import load_model_config
+    from orpo_dist.models.adapters import going_on
+    from orpo_dist.models.model import load_model_config
     from orpo_dist.planning import data
     from orpo_dist.planning.estimate import Estimator
     from orpo_dist.planning.facts import machine_of, rates_of
@@ -84,34 +84,34 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def _show(planner: Any, found: Any, best: Any, chosen: Any, everything: bool) -> None:
-    from orpo_dist.planning import text
+    from orpo_dist.planning import terminal
 
     asked = planner.methods()[0]
     memory = planner.machine.memory
     shown = [c for of_method in found.values() for c in of_method] if everything else found[asked]
-    print(text.heading(planner))
-    print("\n" + text.table(shown))
+    print(terminal.heading(planner))
+    print("\n" + terminal.table(shown))
     if best is None:
-        closest = text.closest(found[asked])
+        closest = terminal.closest(found[asked])
         print(f"\n{asked} training does not fit" + (f"; closest, {closest}" if closest else ""))
     if chosen is not None:
         word = "fastest that fits" if best else "what would fit"
-        print(f"\n{word}: {text.name_of(chosen)}")
-        print(text.arithmetic(chosen, memory))
-        print(text.budget(planner, chosen))
-        print(text.timing(planner, chosen))
+        print(f"\n{word}: {terminal.name_of(chosen)}")
+        print(terminal.arithmetic(chosen, memory))
+        print(terminal.budget(planner, chosen))
+        print(terminal.timing(planner, chosen))
     if len(found) > 1:
-        print("\nother methods, each at its fastest:\n" + text.others(found, asked))
+        print("\nother methods, each at its fastest:\n" + terminal.others(found, asked))
 
 
 def _show_launch(planner: Any, chosen: Any, options: argparse.Namespace, given: Any) -> None:
-    from orpo_dist.planning import text
+    from orpo_dist.planning import terminal
     from orpo_dist.planning.launching import batch_script, launch_line, train_words
 
     words = train_words(chosen, planner.config, options.config, given)
     print("\n" + launch_line(chosen, planner.machine, words))
     if options.sbatch:
-        hours = text.hours(planner, chosen)
+        hours = terminal.hours(planner, chosen)
         _write("sbatch", options.sbatch, batch_script(chosen, planner.machine, words, hours))
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from orpo_dist.batching import Plan, Work, nll_token_counts
+from orpo_dist.base.types import UserError
+from orpo_dist.batching.steps import StepPlan, Work, nll_token_counts
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import limits_of
 from orpo_dist.planning.trace import Lengths
-from orpo_dist.types import UserError
 
 LONG = 2048  # tokens of a sequence where nothing limits it but a larger context
 
@@ -31,7 +31,7 @@ class Data:
 
     def work(self, config: ORPOConfig, global_batch: int) -> Work:
         """Of an average step."""
-        plan = Plan(
+        plan = StepPlan(
             self.lengths,
             nll_token_counts(self.lengths, config.nll_scope),
             global_batch=len(self.lengths),
@@ -71,9 +71,9 @@ def longest_allowed(config: ORPOConfig, hf_config: Any) -> Lengths:
 
 def read(config: ORPOConfig, hf_config: Any) -> Data:
     """The pairs of ``data_path``, tokenised and truncated as in training."""
-    from orpo_dist.batching import repeats_of
+    from orpo_dist.batching.steps import repeats_of
     from orpo_dist.data import columns_of, make_encoder, prepare
-    from orpo_dist.model import load_tokenizer
+    from orpo_dist.models.model import load_tokenizer
 
     if config.model is None:
         raise UserError("model is missing: data cannot be counted in tokens without its tokenizer")

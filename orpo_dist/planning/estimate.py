@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from orpo_dist.base.reasons import reason_of
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import Engine, reduces_once
+from orpo_dist.engines.engine import Engine, reduces_once
 from orpo_dist.planning.census import Census, take_census
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.trace import Lengths, micro_batch_bytes
-from orpo_dist.reasons import reason_of
-from orpo_dist.types import UserError
 
 USABLE = 0.95  # of a GPU's memory
 

@@ -8,11 +8,11 @@ import statistics
 import psutil
 import torch
 
-from orpo_dist.folder import RunFolder, read_json, read_metrics
-from orpo_dist.peaks import PEAKS, peak_of
+from orpo_dist.base.types import UserError
+from orpo_dist.engines.peaks import PEAKS, peak_of
 from orpo_dist.planning.estimate import Machine
 from orpo_dist.planning.speed import BETWEEN, CPU_FLOPS, MFU, USUAL, WITHIN, Rates
-from orpo_dist.types import UserError
+from orpo_dist.runs.folder import RunFolder, read_json, read_metrics
 
 
 def machine_of(options: argparse.Namespace) -> Machine:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orpo_dist.console import count
-from orpo_dist.engines import Engine
+from orpo_dist.base.console import count
+from orpo_dist.engines.engine import Engine
 from orpo_dist.planning.census import Census
 
 GIB = 2**30

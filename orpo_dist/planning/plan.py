@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from orpo_dist.budget import CPU_TOKENS, MOST_TOKENS
-from orpo_dist.compatibility import accumulation, refuse_impossible
+from orpo_dist.base.types import UserError
+from orpo_dist.batching.token_budget import CPU_TOKENS, MOST_TOKENS
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import Engine
+from orpo_dist.engines.compatibility import accumulation, refuse_impossible
+from orpo_dist.engines.engine import Engine
 from orpo_dist.launch import presets
 from orpo_dist.planning.data import Data
 from orpo_dist.planning.estimate import Estimator, Machine, device_gib, host_gib
 from orpo_dist.planning.memory import Part
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.speed import Rates, StepTime, step_time
-from orpo_dist.types import UserError
 
 METHODS = (Method(), Method(True), Method(True, "int8"), Method(True, "int4"))
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orpo_dist.adapters import add_adapter, lora_config
+from orpo_dist.base.reasons import reason_of
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
+from orpo_dist.models.adapters import add_adapter, lora_config
+from orpo_dist.models.randomness import quiet
+from orpo_dist.models.towers import freeze_towers
 from orpo_dist.planning.layers import keep_layers
-from orpo_dist.randomness import quiet
-from orpo_dist.reasons import reason_of
-from orpo_dist.towers import freeze_towers
-from orpo_dist.types import UserError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": torch.float32}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orpo_dist.batching import Work
-from orpo_dist.engines import Engine
+from orpo_dist.batching.steps import Work
+from orpo_dist.engines.engine import Engine
 from orpo_dist.planning.census import Census
 from orpo_dist.planning.skeleton import Method
 

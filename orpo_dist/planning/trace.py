@@ -19,13 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from orpo_dist import attention, head, packed_forward, scoring, varlen
+from orpo_dist.base.types import Pair
 from orpo_dist.config import ORPOConfig
-from orpo_dist.kinds import refuse_checkpointing
-from orpo_dist.objective import orpo_loss
+from orpo_dist.models.kinds import refuse_checkpointing
 from orpo_dist.planning.skeleton import HALF, Method, build
-from orpo_dist.scoring import Scorer
-from orpo_dist.types import Pair
+from orpo_dist.scoring import attention, head, packed_forward, varlen
+from orpo_dist.scoring import scorer as scoring
+from orpo_dist.scoring.objective import orpo_loss
+from orpo_dist.scoring.scorer import Scorer
 
 Lengths = tuple[int, int, int]  # tokens of prompt, chosen and rejected
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.launch.gpus import visible_gpus
 from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.types import UserError
 
 Resources = dict[str, float]
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_dist.exits import EXIT_CRASH
-from orpo_dist.types import UserError
+from orpo_dist.base.exits import EXIT_CRASH
+from orpo_dist.base.types import UserError
 
 if TYPE_CHECKING:
     from orpo_dist.sweeps.config import SweepConfig
@@ -66,7 +66,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         for point in [] if config.proposes else config.points():
             print("#", ", ".join(f"{name}={value}" for name, value in point.items()))
         return 0
-    from orpo_dist.failure import say
+    from orpo_dist.base.failure import say
     from orpo_dist.sweeps.driver import SweepInterrupted, sweep
     from orpo_dist.sweeps.page import REPORT
     from orpo_dist.sweeps.records import crashed_trials

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from orpo_dist.base.types import UserError, noted, refuse
 from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.launch import presets
 from orpo_dist.sweeps.metrics import METRICS, find_metric, refuse_incomparable
 from orpo_dist.sweeps.space import ENGINE, OWNED, Settings, Space
-from orpo_dist.types import UserError, noted, refuse
 
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")

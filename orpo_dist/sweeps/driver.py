@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_dist.base.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
+from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
-from orpo_dist.lock import LOCK, held
+from orpo_dist.runs.lock import LOCK, held
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.cluster import (
     capacities,
@@ -38,7 +39,6 @@ from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
 from orpo_dist.sweeps.space import Settings, shown
 from orpo_dist.sweeps.stopping import StopSignals
 from orpo_dist.sweeps.tuning import check_tuning, param_space, scheduler, searcher
-from orpo_dist.types import UserError
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid

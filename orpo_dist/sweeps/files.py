@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from orpo_dist.base.types import UserError, noted, refuse
 from orpo_dist.config import ORPOConfig, check_settings, read_yaml
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.space import Space
-from orpo_dist.types import UserError, noted, refuse
 
 FOLDER = Path(__file__).parent / "presets"
 PATHS = ("model", "data_path", "valid_data_path", "chat_template")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orpo_dist.folder import RunFolder, read_json
+from orpo_dist.runs.folder import RunFolder, read_json
 from orpo_dist.sweeps.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.records import (
     Trial,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orpo_dist.types import UserError
+from orpo_dist.base.types import UserError
 
 
 @dataclass(frozen=True)

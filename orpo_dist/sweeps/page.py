@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
-from orpo_dist.report import inline_svg
+from orpo_dist.runs.report import inline_svg
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.plots import curves_figure, front_figure, parallel_figure, response_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from orpo_dist.report import COLOURS
+from orpo_dist.runs.report import COLOURS
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.results import Point, Results, varying
 from orpo_dist.sweeps.space import is_number, shown

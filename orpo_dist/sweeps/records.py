@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.folder import RunFolder, read_json, write_json
-from orpo_dist.lineage import ASIDE, SAVING
+from orpo_dist.runs.folder import RunFolder, read_json, write_json
+from orpo_dist.runs.lineage import ASIDE, SAVING
 from orpo_dist.sweeps.metrics import METRICS
 from orpo_dist.sweeps.worker import FAILURE
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.plots import STEEP
 from orpo_dist.sweeps.results import Results
 from orpo_dist.sweeps.space import DIGITS, Choice, Parameter, Range, is_number
-from orpo_dist.types import UserError
 
 SHRINK = 4  # a range becomes this much narrower
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from orpo_dist.compatibility import refuse_impossible
+from orpo_dist.base.outage import is_outage
+from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
+from orpo_dist.engines.compatibility import refuse_impossible
 from orpo_dist.launch import presets
-from orpo_dist.outage import is_outage
 from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.types import TemporaryFailure, UserError
 
 logger = logging.getLogger("orpo_dist")
 
@@ -29,7 +29,7 @@ WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 def refuse_unfit(sweep: SweepConfig) -> None:
     """``UserError`` for a point that no trial could train, before any of them starts."""
-    from orpo_dist.arguments import resolve
+    from orpo_dist.training.arguments import resolve
 
     for point in sweep.points():
         config = sweep.run_config(point, "trial")
@@ -55,8 +55,8 @@ def prepare_shared(sweep: SweepConfig) -> None:
     Where a searcher proposes points, these are only those of a sample: a trial that reads data in
     yet another way tokenises them itself.
     """
-    from orpo_dist.console import quieten_libraries
-    from orpo_dist.stage import load_data, load_encoder
+    from orpo_dist.base.console import quieten_libraries
+    from orpo_dist.training.stage import load_data, load_encoder
 
     quieten_libraries()
     seen = set()
@@ -76,7 +76,7 @@ def prepare_shared(sweep: SweepConfig) -> None:
 
 def fetch_model(config: ORPOConfig) -> None:
     """Bring a hub model into the cache, so that trials do not all ask for it at once."""
-    from orpo_dist.adapters import base_of, is_adapter
+    from orpo_dist.models.adapters import base_of, is_adapter
 
     assert config.model is not None
     model, revision = config.model, config.model_revision

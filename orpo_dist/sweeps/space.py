@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orpo_dist.base.types import UserError, noted, refuse
 from orpo_dist.config import ORPOConfig, check_settings
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.launch import presets
-from orpo_dist.types import UserError, noted, refuse
 
 Settings = dict[str, Any]
 

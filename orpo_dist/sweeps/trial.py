@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.folder import RunFolder, read_json, read_metrics, write_json
-from orpo_dist.lineage import unusable, whole_checkpoint
+from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
+from orpo_dist.runs.lineage import unusable, whole_checkpoint
 from orpo_dist.sweeps.config import SweepConfig
 from orpo_dist.sweeps.metrics import evaluation_metrics
 from orpo_dist.sweeps.records import RECORD, read_trial

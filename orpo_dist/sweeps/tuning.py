@@ -6,9 +6,9 @@ import importlib.util
 import inspect
 from typing import Any
 
+from orpo_dist.base.types import UserError
 from orpo_dist.sweeps.config import POPULATION, SweepConfig
 from orpo_dist.sweeps.space import Choice, Range
-from orpo_dist.types import UserError
 
 TIME = "percent"  # of a trial's own steps: rungs mean the same for long trials and short ones
 HALVING = ("hyperband", "bohb")

@@ -10,11 +10,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.failure import LOST
+from orpo_dist.base.types import UserError
 from orpo_dist.config import build_config
-from orpo_dist.failure import LOST
-from orpo_dist.folder import write_json
-from orpo_dist.lock import InUse
-from orpo_dist.types import UserError
+from orpo_dist.runs.folder import write_json
+from orpo_dist.runs.lock import InUse
 
 logger = logging.getLogger("orpo_dist")
 
@@ -29,7 +29,7 @@ def train_worker(task: dict[str, Any]) -> None:
 
     Leaves the reason of a failure in the run folder before it raises.
     """
-    from orpo_dist.console import set_up_logging
+    from orpo_dist.base.console import set_up_logging
     from orpo_dist.launch.accelerate import preset_environment
     from orpo_dist.launch.presets import find
 
@@ -45,7 +45,7 @@ def train_worker(task: dict[str, Any]) -> None:
         _leave_place(folder)
     _log_to(folder / LOG)
     try:
-        from orpo_dist.run import train
+        from orpo_dist.training.run import train
 
         reporter = _reporter()
         handle = train(config, callbacks=[reporter])
@@ -111,8 +111,8 @@ def _reporter() -> Any:
     import ray.train
     from transformers import TrainerCallback
 
-    from orpo_dist.callbacks import named_log
     from orpo_dist.sweeps.metrics import evaluation_metrics
+    from orpo_dist.training.callbacks import named_log
 
     class Reporter(TrainerCallback):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from orpo_dist.compare.page import comparison_page
 from orpo_dist.compare.sheet import Sheet
 from orpo_dist.compare.tally import read_ratings, tally
-from tests.unit.test_compare import EVIL, make_sheet, sheet_of
+from tests.unit.compare.test_compare import EVIL, make_sheet, sheet_of
 
 
 @pytest.fixture

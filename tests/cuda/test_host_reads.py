@@ -20,9 +20,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from orpo_dist.objective import orpo_loss
-from orpo_dist.scoring import make_scorer
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
+from orpo_dist.scoring.objective import orpo_loss
+from orpo_dist.scoring.scorer import make_scorer
 from tests.cuda.operations import HostReads
 
 SHAPE = {

@@ -20,14 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from orpo_dist import parcel
+from orpo_dist.base.types import Pair
 from orpo_dist.config import ORPOConfig
-from orpo_dist.metrics import RunningMeans, step_means
-from orpo_dist.objective import orpo_loss
 from orpo_dist.planning.skeleton import Method, build
 from orpo_dist.planning.trace import _checkpoint, _off_meta
-from orpo_dist.scoring import Scorer, adopt_scorer
-from orpo_dist.types import Pair
+from orpo_dist.scoring import parcel
+from orpo_dist.scoring.metrics import RunningMeans, step_means
+from orpo_dist.scoring.objective import orpo_loss
+from orpo_dist.scoring.scorer import Scorer, adopt_scorer
 from tests.cuda.operations import DeviceLog
 
 SHAPE = {

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_dist import ORPOConfig, ORPOTrainer, exits, runtime
-from orpo_dist.console import quieten_libraries, set_up_logging
-from orpo_dist.folder import read_metrics
-from orpo_dist.types import PairScores
+from orpo_dist import ORPOConfig, ORPOTrainer
+from orpo_dist.base import exits
+from orpo_dist.base.console import quieten_libraries, set_up_logging
+from orpo_dist.base.types import PairScores
+from orpo_dist.engines import runtime
+from orpo_dist.runs.folder import read_metrics
 from tests.conftest import DEMO
 
 PAIRS = 24  # three steps an epoch

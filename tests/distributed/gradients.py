@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 
-from orpo_dist import ORPOConfig, ORPOTrainer, engines, exits, runtime
-from orpo_dist.console import quieten_libraries, set_up_logging
+from orpo_dist import ORPOConfig, ORPOTrainer
+from orpo_dist.base import exits
+from orpo_dist.base.console import quieten_libraries, set_up_logging
+from orpo_dist.engines import engine as engines
+from orpo_dist.engines import runtime
 from tests.conftest import DEMO
 
 

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orpo_dist import ORPOConfig, ORPOTrainer, exits, runtime, train
-from orpo_dist.console import set_up_logging
+from orpo_dist import ORPOConfig, ORPOTrainer, train
+from orpo_dist.base import exits
+from orpo_dist.base.console import set_up_logging
+from orpo_dist.engines import runtime
 
 
 class Noting(ORPOTrainer):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 from tests.distributed.broken import steps
 from tests.launching import finish, start
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orpo_dist.folder import newest_checkpoint
+from orpo_dist.runs.folder import newest_checkpoint
 from tests.launching import (
     Process,
     finish,

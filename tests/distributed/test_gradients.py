@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.engines import WHOLE_GRADIENTS, Engine, reduces_once
+from orpo_dist.engines.engine import WHOLE_GRADIENTS, Engine, reduces_once
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 from tests.launching import finish, start
 
 WORKER = Path(__file__).with_name("gradients.py")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.folder import read_metrics
-from orpo_dist.heartbeats import FOLDER
+from orpo_dist.runs.folder import read_metrics
+from orpo_dist.runs.heartbeats import FOLDER
 from tests.conftest import ROOT
 from tests.launching import finish, launched, rank_process, run, start, training, wait_for_step
 

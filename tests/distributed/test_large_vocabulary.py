@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.head import chunk_tokens
+from orpo_dist.scoring.head import chunk_tokens
 from tests.conftest import DEMO
 from tests.launching import ENGINES, assert_engine, curve, launched, run, training
 

@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orpo_dist.checkpoint import saved_shapes
+from orpo_dist.checkpoints.checkpoint import saved_shapes
 from orpo_dist.cli import main
 from tests.conftest import DEMO
 from tests.families import small_config

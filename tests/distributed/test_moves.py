@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist.launch import presets
-from orpo_dist.launch.command import Topology, plan_launch
+from orpo_dist.launch.argv import Topology, plan_launch
 from tests.conftest import DEMO
 from tests.launching import assert_engine, curve, finish, start
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from orpo_dist.folder import newest_checkpoint
+from orpo_dist.runs.folder import newest_checkpoint
 from tests.launching import (
     ENGINES,
     curve,

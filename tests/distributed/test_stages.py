@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.folder import read_metrics
+from orpo_dist.runs.folder import read_metrics
 from tests.launching import assert_engine, launched, run, training
-from tests.unit.test_mixing import sorted_by_task
+from tests.unit.data.test_mixing import sorted_by_task
 
 STAGES = [
     {"orpo_alpha": 0, "max_steps": 3},

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.checkpoint import saved_shapes
-from orpo_dist.lineage import whole_checkpoint
-from orpo_dist.manifest import facts_of
+from orpo_dist.checkpoints.checkpoint import saved_shapes
+from orpo_dist.runs.lineage import whole_checkpoint
+from orpo_dist.runs.manifest import facts_of
 from tests.launching import ENGINES, launched, run, training
 
 

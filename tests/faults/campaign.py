@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orpo_dist.folder import read_metrics
-from orpo_dist.lineage import step_of, whole_checkpoint
+from orpo_dist.runs.folder import read_metrics
+from orpo_dist.runs.lineage import step_of, whole_checkpoint
 from tests.faults.harm import HARMS, damage_something
 from tests.faults.processes import SIGNALS, Attempt, hit, in_a_process, launched, limit, wait_for
 from tests.kinds import make_kind
@@ -262,10 +262,10 @@ def warm_up() -> None:
     import torch
     import transformers.trainer
 
-    import orpo_dist.run
+    import orpo_dist.training.run
 
     torch.set_num_threads(1)
-    assert peft and tensorboard and transformers and orpo_dist.run
+    assert peft and tensorboard and transformers and orpo_dist.training.run
 
 
 def main() -> int:

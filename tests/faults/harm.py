@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from orpo_dist.lineage import checkpoints
+from orpo_dist.runs.lineage import checkpoints
 
 
 def truncate(path: Path, draw: random.Random) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from orpo_dist.folder import read_metrics
+from orpo_dist.runs.folder import read_metrics
 from tests.launching import Process, finish, listens_for, rank_process, start
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -128,8 +128,8 @@ def _be_the_command(words: list[str], output: int, room: int | None) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
         if room is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        from orpo_dist.base.exits import leave, recorded
         from orpo_dist.cli import main
-        from orpo_dist.exits import leave, recorded
 
         code = recorded(lambda: main(words))
         with contextlib.suppress(SystemExit):

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from orpo_dist import ORPOTrainer, UserError, train
-from orpo_dist.changes import SETTINGS
-from orpo_dist.folder import newest_checkpoint, read_json, read_metrics
-from orpo_dist.interruption import Interrupted
-from orpo_dist.lineage import checkpoints
-from orpo_dist.manifest import MANIFEST, damage, facts_of
+from orpo_dist.engines.interruption import Interrupted
+from orpo_dist.runs.changes import SETTINGS
+from orpo_dist.runs.folder import newest_checkpoint, read_json, read_metrics
+from orpo_dist.runs.lineage import checkpoints
+from orpo_dist.runs.manifest import MANIFEST, damage, facts_of
 from tests.conftest import DEMO
 from tests.faults.test_resume import curve
-from tests.unit.test_manifest import flip
-from tests.unit.test_run import settings
+from tests.unit.runs.test_manifest import flip
+from tests.unit.training.test_run import settings
 
 # The second evaluation is worse than the first, the third a little better than both.
 WORSE: dict[str, Any] = {

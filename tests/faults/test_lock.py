@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from orpo_dist import UserError, lock, train
-from orpo_dist.folder import newest_checkpoint
-from orpo_dist.lock import LOCK, held
+from orpo_dist import UserError, train
+from orpo_dist.runs import lock
+from orpo_dist.runs.folder import newest_checkpoint
+from orpo_dist.runs.lock import LOCK, held
 from tests.faults.test_resume import start_training, wait_for_step
-from tests.unit.test_run import settings
+from tests.unit.training.test_run import settings
 
 ELSEWHERE = {"host": "node7", "place": "another boot"}
 
@@ -80,7 +81,8 @@ def test_a_relaunch_right_after_a_kill_goes_on_at_once(
 RACER = """
 import sys, time
 from pathlib import Path
-from orpo_dist import UserError, lock
+from orpo_dist import UserError
+from orpo_dist.runs import lock
 lock.ENDING = 0.0
 while time.time() < float(sys.argv[2]): pass
 try:

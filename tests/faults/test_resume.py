@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist import UserError, train
-from orpo_dist.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
-from orpo_dist.folder import newest_checkpoint, read_metrics
+from orpo_dist.base.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from orpo_dist.runs.folder import newest_checkpoint, read_metrics
 from tests.conftest import DEMO
 from tests.launching import finish, listens_for, start, wait_until
-from tests.unit.test_run import settings
+from tests.unit.training.test_run import settings
 
 STEPS = {
     "max_steps": 12,

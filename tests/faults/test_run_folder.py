@@ -11,10 +11,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from orpo_dist import ORPOTrainer, UserError, load, load_config, train
-from orpo_dist.folder import read_metrics
-from orpo_dist.manifest import facts_of, files_in, fingerprints, seal
+from orpo_dist.runs.folder import read_metrics
+from orpo_dist.runs.manifest import facts_of, files_in, fingerprints, seal
 from tests.conftest import DEMO
-from tests.unit.test_run import settings
+from tests.unit.training.test_run import settings
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(

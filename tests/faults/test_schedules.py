@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orpo_dist.folder import RunFolder, newest_checkpoint
+from orpo_dist.runs.folder import RunFolder, newest_checkpoint
 from tests.faults.test_resume import curve, start_training, wait_for_step
 
 STAGES = [

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import orpo_dist.run
+import orpo_dist.training.run
 from orpo_dist import UserError, train
-from orpo_dist.lineage import checkpoints
-from orpo_dist.manifest import damage
-from orpo_dist.trainer import ORPOTrainer
+from orpo_dist.runs.lineage import checkpoints
+from orpo_dist.runs.manifest import damage
+from orpo_dist.training.trainer import ORPOTrainer
 from tests.conftest import DEMO, ROOT
-from tests.unit.test_run import settings
+from tests.unit.training.test_run import settings
 
 
 def test_no_room_for_a_checkpoint_is_one_sentence(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_report_that_cannot_be_written_is_no_completed_run(
     def full(folder: Path) -> Path:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(orpo_dist.run, "write_report", full)
+    monkeypatch.setattr(orpo_dist.training.run, "write_report", full)
     with pytest.raises(UserError, match="cannot be written to any more"):
         train(settings(tiny_model_dir, tmp_path))
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
@@ -80,7 +80,7 @@ def test_sigterm_while_the_report_is_written_ends_as_elsewhere(
         os.kill(os.getpid(), signal.SIGTERM)
         return folder
 
-    monkeypatch.setattr(orpo_dist.run, "write_report", slow)
+    monkeypatch.setattr(orpo_dist.training.run, "write_report", slow)
     with pytest.raises(KeyboardInterrupt):  # which the command line ends with 130
         train(settings(tiny_model_dir, tmp_path))
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"

@@ -12,8 +12,8 @@ import torch
 from orpo_dist import ORPOConfig, ORPOTrainer
 from orpo_dist.data import Encoder, Limits, Source, build
 from orpo_dist.data.rows import Columns
-from orpo_dist.objective import orpo_loss
-from orpo_dist.padding import pad_pairs, padded_scores
+from orpo_dist.scoring.objective import orpo_loss
+from orpo_dist.scoring.padding import pad_pairs, padded_scores
 
 Rows = list[dict[str, str]]
 

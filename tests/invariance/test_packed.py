@@ -12,14 +12,14 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-import orpo_dist.attention
-import orpo_dist.head
+import orpo_dist.scoring.attention
+import orpo_dist.scoring.head
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError, load
-from orpo_dist.masks import PackedMask
-from orpo_dist.packing import pack_pairs
-from orpo_dist.randomness import quiet
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
+from orpo_dist.models.randomness import quiet
+from orpo_dist.scoring.masks import PackedMask
+from orpo_dist.scoring.packing import pack_pairs
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 from tests.invariance.test_normalisation import run
 
 SMALL = {
@@ -115,9 +115,9 @@ def test_packed_equals_padded(family: str, scope: str) -> None:
 @pytest.mark.parametrize("family", ["llama tied", "gemma2", "opt"])
 def test_with_chunked_scoring(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, calls = [], []
-    whole = orpo_dist.head._TargetLogps
-    monkeypatch.setattr(orpo_dist.head, "LOGITS_BYTES", 0)
-    monkeypatch.setattr(orpo_dist.head, "MIN_CHUNK", 5)
+    whole = orpo_dist.scoring.head._TargetLogps
+    monkeypatch.setattr(orpo_dist.scoring.head, "LOGITS_BYTES", 0)
+    monkeypatch.setattr(orpo_dist.scoring.head, "MIN_CHUNK", 5)
 
     class Counting:
         @staticmethod
@@ -125,7 +125,7 @@ def test_with_chunked_scoring(family: str, monkeypatch: pytest.MonkeyPatch) -> N
             seen.append(len(targets))
             return whole.apply(logits, targets)
 
-    monkeypatch.setattr(orpo_dist.head, "_TargetLogps", Counting)
+    monkeypatch.setattr(orpo_dist.scoring.head, "_TargetLogps", Counting)
     model = small_model(family)
     assert_equal_paths(model)
     assert max(seen) == 5
@@ -179,13 +179,13 @@ def test_recurrent_models_are_recognised(attention: str) -> None:
 
 def test_a_model_that_packs_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As some hybrids do: they take the argument and let answers see each other."""
-    right = orpo_dist.attention.packed_attention
+    right = orpo_dist.scoring.attention.packed_attention
 
     def leaky(query: Any, key: Any, value: Any, mask: Any, *rest: Any) -> Any:
         total = sum(sum(segment) for segment in mask.segments)
         return right(query, key, value, PackedMask(((1, total - 2, 1),)), *rest)
 
-    monkeypatch.setattr(orpo_dist.attention, "packed_attention", leaky)
+    monkeypatch.setattr(orpo_dist.scoring.attention, "packed_attention", leaky)
     model = small_model("llama")
     assert not make_scorer(model, "auto").packed
     assert "forward" not in vars(model)
@@ -243,7 +243,7 @@ def test_whole_runs_are_equal(
 @pytest.mark.parametrize("quantization", ["int4", "int8"])
 def test_with_a_quantised_base(tiny_model_dir: Path, quantization: str) -> None:
     """Not to 1e-5: quantised products round by row and outliers of whatever is in the batch."""
-    from orpo_dist.model import load_policy
+    from orpo_dist.models.model import load_policy
 
     config = ORPOConfig(model=str(tiny_model_dir), peft=True, quantization=quantization)
     model = load_policy(config)
@@ -253,7 +253,7 @@ def test_with_a_quantised_base(tiny_model_dir: Path, quantization: str) -> None:
 
 def test_evaluating_int4_leaves_its_gradients_alone(tiny_model_dir: Path) -> None:
     """bitsandbytes 0.50 repacks int4 weights for AVX512 in evaluation, which broke training."""
-    from orpo_dist.model import load_policy
+    from orpo_dist.models.model import load_policy
 
     model = load_policy(ORPOConfig(model=str(tiny_model_dir), peft=True, quantization="int4"))
     with torch.no_grad():

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError, train
-from orpo_dist.miniature import parts
-from orpo_dist.randomness import as_it_was, most_apart, quiet, refuse_random
-from orpo_dist.runtime import Runtime
+from orpo_dist.engines.runtime import Runtime
+from orpo_dist.models.randomness import as_it_was, most_apart, quiet, refuse_random
+from orpo_dist.scoring.miniature import parts
 from tests.conftest import DEMO
 from tests.families import small_config
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from orpo_dist import proof
-from orpo_dist.batching import Plan
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.switches import Switch, sides, stand_apart, switches
-from orpo_dist.types import Pair, UserError
+from orpo_dist.base.types import Pair, UserError
+from orpo_dist.batching.steps import StepPlan
+from orpo_dist.scoring import proof
+from orpo_dist.scoring.scorer import Scorer, make_scorer
+from orpo_dist.scoring.switches import Switch, sides, stand_apart, switches
 from tests.conftest import disturbed
 from tests.invariance.test_proof import DYNAMIC, LONGROPE, made
 from tests.invariance.test_sinks import MOE
@@ -97,7 +97,7 @@ def test_only_answers_on_two_sides_store_their_prompt_twice() -> None:
     )
     repeated = scorer.repeated(lengths)
     assert repeated is not None and repeated.tolist() == [0, 0, 0, 30, 0, 0]
-    plan = Plan(lengths, lengths[:, 1], 6, 6, repeated=repeated)
+    plan = StepPlan(lengths, lengths[:, 1], 6, 6, repeated=repeated)
     assert plan.sizes.sum() == tokens
     assert scorer.collate(pairs[:1]).sides is None  # all on one side: nothing is sorted
 
@@ -113,10 +113,10 @@ def test_sides() -> None:
 
 
 def test_the_proof_sees_a_rope_that_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    import orpo_dist.miniature
-    import orpo_dist.scoring
+    import orpo_dist.scoring.miniature
+    import orpo_dist.scoring.scorer
 
-    for module in (orpo_dist.miniature, orpo_dist.scoring):
+    for module in (orpo_dist.scoring.miniature, orpo_dist.scoring.scorer):
         monkeypatch.setattr(module, "teach_ropes", lambda core: None)
     for attention in ("auto", "padded"):
         with pytest.raises(UserError, match="scores differently beside longer answers"):

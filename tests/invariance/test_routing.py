@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from orpo_dist import ORPOConfig, ORPOTrainer, UserError
-from orpo_dist.randomness import quiet
-from orpo_dist.routing import wants_balance, why_not_balanced
-from orpo_dist.scoring import make_scorer
-from orpo_dist.types import Pair
+from orpo_dist.base.types import Pair
+from orpo_dist.models.randomness import quiet
+from orpo_dist.scoring.routing import wants_balance, why_not_balanced
+from orpo_dist.scoring.scorer import make_scorer
 from tests.families import small_config
 
 # (family, whether it packs)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from orpo_dist import proof
-from orpo_dist.masks import Unpackable
-from orpo_dist.packing import pack_pairs
-from orpo_dist.rows import Rows, row_arrays
-from orpo_dist.scoring import Scorer, make_scorer
+from orpo_dist.scoring import proof
+from orpo_dist.scoring.masks import Unpackable
+from orpo_dist.scoring.packing import pack_pairs
+from orpo_dist.scoring.rows import Rows, row_arrays
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 from tests.conftest import disturbed
 from tests.invariance.test_proof import made
 from tests.invariance.test_sinks import MOE, assert_equal_to_single_forwards, long_pairs

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-import orpo_dist.attention
-import orpo_dist.varlen
-from orpo_dist import proof
-from orpo_dist.attention import PREFIX, packed_attention
-from orpo_dist.masks import PackedMask, Unpackable
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.types import Pair
+import orpo_dist.scoring.attention
+import orpo_dist.scoring.varlen
+from orpo_dist.base.types import Pair
+from orpo_dist.scoring import proof
+from orpo_dist.scoring.attention import PREFIX, packed_attention
+from orpo_dist.scoring.masks import PackedMask, Unpackable
+from orpo_dist.scoring.scorer import Scorer, make_scorer
 from tests.conftest import disturbed
 from tests.invariance.test_proof import made
 from tests.invariance.test_varlen import kernel_on_cpu  # noqa: F401
@@ -144,13 +144,13 @@ def test_what_attention_gets_besides_is_refused(given: dict[str, Any]) -> None:
 def test_dropped_arguments_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """Position biases, as an argument of attention, are no longer dropped."""
     model = made("Llama")
-    plain = orpo_dist.attention._packed
+    plain = orpo_dist.scoring.attention._packed
 
     def biased(*args: Any, **kwargs: Any) -> Tensor:
         return plain(*args, **kwargs, position_bias=torch.zeros(1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orpo_dist.attention, "_packed", biased)
+        patch.setattr(orpo_dist.scoring.attention, "_packed", biased)
         assert not make_scorer(model, "auto").packed
     assert "LlamaForCausalLM gives its attention position_bias" in caplog.text
 

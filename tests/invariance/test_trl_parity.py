@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from orpo_dist.base.types import Pair
 from orpo_dist.data import Encoder, Limits
 from orpo_dist.data.encode import Encoded
 from orpo_dist.data.rows import Example
-from orpo_dist.metrics import named_metrics, step_means
-from orpo_dist.objective import orpo_loss
-from orpo_dist.padding import pad_pairs, padded_scores
-from orpo_dist.types import Pair
+from orpo_dist.scoring.metrics import named_metrics, step_means
+from orpo_dist.scoring.objective import orpo_loss
+from orpo_dist.scoring.padding import pad_pairs, padded_scores
 
 trl = pytest.importorskip("trl.experimental.orpo", reason="TRL is a development dependency")
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.attention.varlen
 from torch import Tensor
 
-import orpo_dist.attention
-import orpo_dist.varlen
-from orpo_dist.attention import packed_attention
-from orpo_dist.masks import PackedMask
-from orpo_dist.scoring import Scorer, make_scorer
-from orpo_dist.varlen import varlen_attention, varlen_layout
+import orpo_dist.scoring.attention
+import orpo_dist.scoring.varlen
+from orpo_dist.scoring.attention import packed_attention
+from orpo_dist.scoring.masks import PackedMask
+from orpo_dist.scoring.scorer import Scorer, make_scorer
+from orpo_dist.scoring.varlen import varlen_attention, varlen_layout
 from tests.invariance.test_packed import small_model, some_pairs
 
 SEGMENTS = ((11, 7, 9), (3, 14, 2), (1, 2, 3), (5, 1, 1))
@@ -81,8 +81,10 @@ def slow_backward(call: Any, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[T
 @pytest.fixture(autouse=not GPU)
 def kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", slow_kernel)
-    monkeypatch.setattr(orpo_dist.varlen._Call, "backward", slow_backward)
-    monkeypatch.setattr(orpo_dist.attention, "can_run", lambda query, softcap: softcap is None)
+    monkeypatch.setattr(orpo_dist.scoring.varlen._Call, "backward", slow_backward)
+    monkeypatch.setattr(
+        orpo_dist.scoring.attention, "can_run", lambda query, softcap: softcap is None
+    )
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
@@ -119,9 +121,9 @@ def test_models_score_the_same_through_it(monkeypatch: pytest.MonkeyPatch, famil
     model, pairs = small_model(family), some_pairs()
     assert make_scorer(model, "packed").packed
     taken: list[int] = []
-    through = orpo_dist.attention.varlen_attention
+    through = orpo_dist.scoring.attention.varlen_attention
     monkeypatch.setattr(
-        orpo_dist.attention, "varlen_attention", lambda *a: taken.append(1) or through(*a)
+        orpo_dist.scoring.attention, "varlen_attention", lambda *a: taken.append(1) or through(*a)
     )
     found: list[list[Any]] = []
     for scorer in (Scorer(True, varlen=True), Scorer(False)):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.folder import read_metrics
+from orpo_dist.runs.folder import read_metrics
 from tests.conftest import DEMO, ROOT
 from tests.slurm.cluster import Cluster, Unavailable, install
 
@@ -144,7 +144,7 @@ class Training:
 
     def saved(self, name: str = "run") -> int:
         """Step of the newest complete checkpoint."""
-        from orpo_dist.folder import newest_checkpoint
+        from orpo_dist.runs.folder import newest_checkpoint
 
         checkpoint = newest_checkpoint(self.run / name)
         return int(checkpoint.name.split("-")[1]) if checkpoint else 0

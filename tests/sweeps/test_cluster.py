@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from orpo_dist.base.types import UserError
 from orpo_dist.sweeps import cluster
 from orpo_dist.sweeps.cluster import concurrent_trials, idle_share, resources_of_worker, slots
 from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.types import UserError
 
 SPACE = {"orpo_alpha": {"grid": [0, 1]}}
 DGX = {"CPU": 128.0, "GPU": 8.0}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orpo_dist.engine_trainer import set_rates
+from orpo_dist.training.engine_trainer import set_rates
 from tests.launching import curve, launched, run, training
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from orpo_dist.base.intervals import mean_interval, wilson_interval
+from orpo_dist.base.types import UserError
 from orpo_dist.cli import main
 from orpo_dist.config import load_config
-from orpo_dist.intervals import mean_interval, wilson_interval
 from orpo_dist.sweeps.advice import advise
 from orpo_dist.sweeps.page import sweep_page, write_page
 from orpo_dist.sweeps.results import read_results
-from orpo_dist.types import UserError
 from tests.sweeps.folders import alphas, make_sweep, trial
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.lineage import newest_checkpoint
+from orpo_dist.base.types import UserError
+from orpo_dist.runs.lineage import newest_checkpoint
 from orpo_dist.sweeps.files import load_sweep
 from orpo_dist.sweeps.metrics import evaluation_metrics
 from orpo_dist.sweeps.records import (
@@ -34,7 +35,6 @@ from orpo_dist.sweeps.trial import (
     settled_report,
 )
 from orpo_dist.sweeps.worker import FAILURE, _leave_reason
-from orpo_dist.types import UserError
 from tests.checkpoints import make_checkpoint
 
 

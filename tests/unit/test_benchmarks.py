@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_dist.scoring import make_scorer
+from orpo_dist.scoring.scorer import make_scorer
 from tests.conftest import DEMO
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

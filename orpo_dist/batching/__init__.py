@@ -1,0 +1,1 @@
+"""Which pairs make a step, on which rank, in which micro-batch."""

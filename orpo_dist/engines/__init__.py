@@ -1,0 +1,1 @@
+"""Which processes there are, on which engine, and how they act as one."""

@@ -1,0 +1,1 @@
+"""Weights, tokenizer and adapters, ready to train or to answer."""

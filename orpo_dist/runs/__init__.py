@@ -1,0 +1,1 @@
+"""What lies in a run folder, what it says, and who may write it."""
