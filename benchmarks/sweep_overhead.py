@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.records import folder_of, read_trials
+from orpo_dist.sweeps.protocol import folder_of, read_trials
+from orpo_dist.sweeps.searched.files import load_sweep
 
 ROOT = Path(__file__).parents[1]
 # Python runs this at the start of every process; in Ray's workers, run.train becomes a sleep.

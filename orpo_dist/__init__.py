@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orpo_dist.evaluation import evaluate_model, evaluate_models, format_evaluation
     from orpo_dist.models.trained import TrainedModel, load
     from orpo_dist.scoring.objective import log_odds_ratio, orpo_loss
-    from orpo_dist.sweeps.driver import sweep
+    from orpo_dist.sweeps.running.driver import sweep
     from orpo_dist.sweeps.search import find_best_alpha
     from orpo_dist.training.run import train
     from orpo_dist.training.trainer import ORPOTrainer
@@ -48,7 +48,7 @@ _HOMES = {
     "load_ensemble": "ensembles",
     "log_odds_ratio": "scoring.objective",
     "orpo_loss": "scoring.objective",
-    "sweep": "sweeps.driver",
+    "sweep": "sweeps.running.driver",
     "train": "training.run",
 }
 

@@ -235,7 +235,7 @@ def add_report_flags(parser: argparse.ArgumentParser) -> None:
 def run_report(options: argparse.Namespace) -> int:
     folder = Path(options.run)
     if (folder / "sweep.yaml").exists():
-        from orpo_dist.sweeps.page import write_page
+        from orpo_dist.sweeps.found.page import write_page
 
         print(write_page(folder))
         return 0

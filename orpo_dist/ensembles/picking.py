@@ -28,8 +28,8 @@ class Candidate:
 
 def candidates_of(project: Path) -> list[Candidate]:
     """The candidates of a sweep and its stages, best first; ``UserError`` if there are none."""
-    from orpo_dist.sweeps.records import folder_of
-    from orpo_dist.sweeps.results import read_results
+    from orpo_dist.sweeps.found.results import read_results
+    from orpo_dist.sweeps.protocol import folder_of
 
     results = read_results(project)
     sign = 1.0 if results.mode == "max" else -1.0

@@ -12,7 +12,7 @@ from orpo_dist.evaluation.command import add_full_precision_flag
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     from orpo_dist.sweeps.command import add_sweep_settings
-    from orpo_dist.sweeps.files import shipped
+    from orpo_dist.sweeps.searched.files import shipped
 
     parser.add_argument(
         "sweep", nargs="?",

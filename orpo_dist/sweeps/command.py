@@ -10,7 +10,7 @@ from orpo_dist.base.exits import EXIT_CRASH
 from orpo_dist.base.types import UserError
 
 if TYPE_CHECKING:
-    from orpo_dist.sweeps.config import SweepConfig
+    from orpo_dist.sweeps.searched.config import SweepConfig
 
 SETTINGS = {  # of the sweep itself, as flags
     "workers_per_trial": int, "engine": str, "max_concurrent_trials": int, "num_samples": int,
@@ -20,7 +20,7 @@ SETTINGS = {  # of the sweep itself, as flags
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Which sweep, its flags, and those of a run for its base."""
-    from orpo_dist.sweeps.files import shipped
+    from orpo_dist.sweeps.searched.files import shipped
 
     parser.add_argument("sweep", help=f"a sweep file, or one of {', '.join(shipped())}")
     add_sweep_settings(parser)
@@ -29,7 +29,7 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 def add_sweep_settings(parser: argparse.ArgumentParser) -> None:
     """All flags of a sweep but its name."""
     from orpo_dist.config.flags import add_config_flags
-    from orpo_dist.sweeps.config import SweepConfig
+    from orpo_dist.sweeps.searched.config import SweepConfig
 
     parser.add_argument(
         "--resume", action="store_true", help="go on with a sweep that was stopped, or start it"
@@ -54,7 +54,7 @@ def add_sweep_settings(parser: argparse.ArgumentParser) -> None:
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Returns the exit code; ``UserError`` for mistakes."""
-    from orpo_dist.sweeps.files import dump_sweep
+    from orpo_dist.sweeps.searched.files import dump_sweep
 
     if options.stage < 1:
         raise UserError(f"--stage {options.stage}: stages count from 1")
@@ -67,10 +67,10 @@ def run_sweep(options: argparse.Namespace) -> int:
             print("#", ", ".join(f"{name}={value}" for name, value in point.items()))
         return 0
     from orpo_dist.base.failure import say
-    from orpo_dist.sweeps.driver import SweepInterrupted, sweep
-    from orpo_dist.sweeps.page import REPORT
-    from orpo_dist.sweeps.records import crashed_trials
-    from orpo_dist.sweeps.results import read_results
+    from orpo_dist.sweeps.found.page import REPORT
+    from orpo_dist.sweeps.found.results import read_results
+    from orpo_dist.sweeps.protocol import crashed_trials
+    from orpo_dist.sweeps.running.driver import SweepInterrupted, sweep
 
     try:
         sweep(
@@ -93,7 +93,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 def sweep_of(options: argparse.Namespace) -> SweepConfig:
     """The sweep that the flags describe; ``UserError`` for mistakes."""
     from orpo_dist.config.flags import config_values
-    from orpo_dist.sweeps.files import load_sweep
+    from orpo_dist.sweeps.searched.files import load_sweep
 
     own = {
         key.partition(".")[2]: _number(value)

@@ -9,11 +9,11 @@ from typing import Any
 
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.driver import sweep
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.page import REPORT
-from orpo_dist.sweeps.results import Results, read_results
+from orpo_dist.sweeps.found.advice import advise
+from orpo_dist.sweeps.found.page import REPORT
+from orpo_dist.sweeps.found.results import Results, read_results
+from orpo_dist.sweeps.running.driver import sweep
+from orpo_dist.sweeps.searched.files import load_sweep
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.sweeps.page import write_page
+from orpo_dist.sweeps.found.page import write_page
 from tests.sweeps.folders import alphas, trial
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.sweeps.records import read_trials
+from orpo_dist.sweeps.protocol import read_trials
 from tests.conftest import ROOT
 from tests.slurm.conftest import Submit, SubmittedJob
 

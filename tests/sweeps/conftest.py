@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.searched.files import load_sweep
 
 # All four trials of the smoke sweep, without a scheduler that would end one early.
 ALL = {"metric": "loss/sft", "workers_per_trial": 2, "resources_per_worker": {"CPU": 0.5}}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.config import ORPOConfig, dump_config
-from orpo_dist.sweeps.files import dump_sweep, load_sweep
-from orpo_dist.sweeps.records import Trial, folder_of
+from orpo_dist.sweeps.protocol import Trial, folder_of
+from orpo_dist.sweeps.searched.files import dump_sweep, load_sweep
 
 
 def make_sweep(project: Path, content: dict[str, Any], *trials: Trial, pairs: int = 200) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.protocol import Trial, read_trials
 from tests.launching import Process, finish, start
 
 # Ray's processes are named for what they do; a training worker is one of these.

@@ -9,9 +9,14 @@ import sys
 import pytest
 
 from orpo_dist.base.types import UserError
-from orpo_dist.sweeps import cluster
-from orpo_dist.sweeps.cluster import concurrent_trials, idle_share, resources_of_worker, slots
-from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.running import cluster
+from orpo_dist.sweeps.running.cluster import (
+    concurrent_trials,
+    idle_share,
+    resources_of_worker,
+    slots,
+)
+from orpo_dist.sweeps.searched.files import load_sweep
 
 SPACE = {"orpo_alpha": {"grid": [0, 1]}}
 DGX = {"CPU": 128.0, "GPU": 8.0}
@@ -100,7 +105,7 @@ def test_a_token_is_set_only_before_ray_has_read_the_mode(monkeypatch: pytest.Mo
 
 
 def scheduler_of(**scheduler: object) -> object:
-    from orpo_dist.sweeps.tuning import scheduler as make
+    from orpo_dist.sweeps.running.tuning import scheduler as make
 
     return make(load_sweep({"space": {"lr": {"uniform": [1e-6, 1e-4]}}, "scheduler": scheduler}))
 
@@ -132,7 +137,7 @@ def test_an_option_that_a_scheduler_does_not_have_is_named() -> None:
 def test_what_is_not_installed_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from orpo_dist.sweeps.tuning import require_installed
+    from orpo_dist.sweeps.running.tuning import require_installed
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     sweep = load_sweep({"space": {"lr": {"uniform": [1e-6, 1e-4]}}, "scheduler": "pb2"})
@@ -151,7 +156,7 @@ def test_a_population_explores_within_the_space_only() -> None:
 def test_the_domains_of_a_searcher() -> None:
     from ray.tune.search import sample
 
-    from orpo_dist.sweeps.tuning import param_space
+    from orpo_dist.sweeps.running.tuning import param_space
 
     space = {
         "lr": {"loguniform": [1e-6, 1e-4]},

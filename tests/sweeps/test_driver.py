@@ -8,10 +8,9 @@ import pytest
 
 from orpo_dist.base.types import UserError
 from orpo_dist.cli import main
-from orpo_dist.sweeps.driver import open_project, trial_name
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.records import Trial, forget_failures, read_trials, settle_records
-from orpo_dist.sweeps.worker import FAILURE
+from orpo_dist.sweeps.protocol import FAILURE, Trial, forget_failures, read_trials, settle_records
+from orpo_dist.sweeps.running.driver import open_project, trial_name
+from orpo_dist.sweeps.searched.files import load_sweep
 
 SPACE = {"orpo_alpha": {"grid": [0, 1]}}
 

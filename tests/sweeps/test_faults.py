@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orpo_dist.runs.folder import read_metrics
-from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.protocol import Trial, read_trials
 from tests.launching import Process, curve, finish
 from tests.sweeps.running import WORKER, done, ray_processes, run_of, sweep, trial_named, wait_until
 

@@ -9,9 +9,9 @@ import pytest
 
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.sweeps.files import FOLDER, dump_sweep, load_sweep, shipped
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.shared import refuse_unfit
+from orpo_dist.sweeps.running.shared import refuse_unfit
+from orpo_dist.sweeps.searched.files import FOLDER, dump_sweep, load_sweep, shipped
+from orpo_dist.sweeps.searched.metrics import METRICS
 from tests.conftest import DEMO, ROOT
 
 SPACE = {"orpo_alpha": {"grid": [0, 1]}}

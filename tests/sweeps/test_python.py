@@ -16,7 +16,7 @@ SCRIPT = """
 import json, pathlib, sys
 import numpy, ray  # before ours: it has settled then how its processes know each other
 import orpo_dist as od
-from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.searched.files import load_sweep
 
 folder = sys.argv[1]
 base = {**load_sweep("smoke").base, "max_steps": 12, "eval_steps": 6, "project_name": folder}

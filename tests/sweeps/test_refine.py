@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from orpo_dist.base.types import UserError
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.refine import refined, refuse_unrefinable
-from orpo_dist.sweeps.results import read_results
+from orpo_dist.sweeps.found.refine import refined, refuse_unrefinable
+from orpo_dist.sweeps.found.results import read_results
+from orpo_dist.sweeps.searched.files import load_sweep
 from tests.sweeps.folders import alphas, make_sweep, trial
 
 

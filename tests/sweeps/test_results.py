@@ -15,9 +15,9 @@ from orpo_dist.base.intervals import mean_interval, wilson_interval
 from orpo_dist.base.types import UserError
 from orpo_dist.cli import main
 from orpo_dist.config import load_config
-from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.page import sweep_page, write_page
-from orpo_dist.sweeps.results import read_results
+from orpo_dist.sweeps.found.advice import advise
+from orpo_dist.sweeps.found.page import sweep_page, write_page
+from orpo_dist.sweeps.found.results import read_results
 from tests.sweeps.folders import alphas, make_sweep, trial
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orpo_dist.sweeps.records import read_trials
+from orpo_dist.sweeps.protocol import read_trials
 from tests.launching import curve
 from tests.sweeps.running import done, run_of, sweep
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_dist.sweeps.records import Trial, read_trials
+from orpo_dist.sweeps.protocol import Trial, read_trials
 from tests.launching import Process, curve, finish, launched, run
 from tests.sweeps.running import (
     WORKER,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orpo_dist.base.types import UserError
-from orpo_dist.sweeps.space import Space
+from orpo_dist.sweeps.searched.space import Space
 
 
 def test_a_grid_is_walked_completely_and_in_order() -> None:

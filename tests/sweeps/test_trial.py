@@ -13,9 +13,8 @@ import pytest
 
 from orpo_dist.base.types import UserError
 from orpo_dist.runs.lineage import newest_checkpoint
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.metrics import evaluation_metrics
-from orpo_dist.sweeps.records import (
+from orpo_dist.sweeps.protocol import (
+    FAILURE,
     Trial,
     crashed_trials,
     drop_weights,
@@ -23,7 +22,7 @@ from orpo_dist.sweeps.records import (
     rank_by_point,
     read_trials,
 )
-from orpo_dist.sweeps.trial import (
+from orpo_dist.sweeps.running.trial import (
     Reports,
     TrialFailed,
     _reason,
@@ -34,7 +33,9 @@ from orpo_dist.sweeps.trial import (
     finished_report,
     settled_report,
 )
-from orpo_dist.sweeps.worker import FAILURE, _leave_reason
+from orpo_dist.sweeps.running.worker import _leave_reason
+from orpo_dist.sweeps.searched.files import load_sweep
+from orpo_dist.sweeps.searched.metrics import evaluation_metrics
 from tests.checkpoints import make_checkpoint
 
 
@@ -226,7 +227,7 @@ class FakeTrial(SimpleNamespace):
 
 @pytest.fixture
 def live(tmp_path: Path) -> Any:
-    from orpo_dist.sweeps.live import Live
+    from orpo_dist.sweeps.running.live import Live
 
     content = {
         "space": {"lr": {"grid": [1e-6, 1e-5, 1e-4]}}, "keep_models": 1,
@@ -282,7 +283,7 @@ def test_where_all_models_are_kept_a_finished_trial_keeps_no_checkpoints(
 
 
 def test_the_table_shows_what_runs_first_and_then_the_best(live: Any) -> None:
-    from orpo_dist.sweeps.live import table
+    from orpo_dist.sweeps.running.live import table
 
     trials = [
         Trial("000-lr=1e-06", {"lr": 1e-6}, "finished", step=9, metrics={"accuracy": 0.6}),

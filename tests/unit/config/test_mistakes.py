@@ -14,7 +14,7 @@ from orpo_dist.cli import main
 from orpo_dist.config import ORPOConfig, build_config, load_config
 from orpo_dist.config.names import ALIASES, explain_unknown
 from orpo_dist.config.schema import OWNED_TRAINER_ARGS, leaves
-from orpo_dist.sweeps.files import load_sweep
+from orpo_dist.sweeps.searched.files import load_sweep
 from orpo_dist.training.arguments import resolve
 
 

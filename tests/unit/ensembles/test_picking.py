@@ -15,7 +15,7 @@ from orpo_dist import UserError, evaluate_model, load_ensemble
 from orpo_dist.cli import main
 from orpo_dist.ensembles.listing import Listed, find_members, read_listing, write_listing
 from orpo_dist.ensembles.picking import Candidate, pick_by_pairs, pick_by_settings
-from orpo_dist.sweeps.records import folder_of
+from orpo_dist.sweeps.protocol import folder_of
 from tests.conftest import DEMO
 from tests.launching import run
 from tests.sweeps.folders import make_sweep, trial

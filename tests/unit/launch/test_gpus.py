@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orpo_dist.launch import gpus
-from orpo_dist.sweeps.cluster import _gpus_for_ray
+from orpo_dist.sweeps.running.cluster import _gpus_for_ray
 
 UUIDS = [f"GPU-{letter * 8}-1234-5678-9abc-def012345678" for letter in "abc"]
 MIG = ["MIG-11111111-0000-0000-0000-000000000000", "MIG-22222222-0000-0000-0000-000000000000"]

@@ -20,8 +20,8 @@ from orpo_dist.config import load_config
 from orpo_dist.generation.speakers import speakers
 from orpo_dist.models.adapters import base_of, going_on
 from orpo_dist.models.model import load_model_config, load_tokenizer
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.shared import fetch_model, prepare_shared, refuse_unfit
+from orpo_dist.sweeps.running.shared import fetch_model, prepare_shared, refuse_unfit
+from orpo_dist.sweeps.searched.files import load_sweep
 from tests.conftest import DEMO
 
 DATA = str(DEMO / "train.jsonl")

@@ -12,10 +12,12 @@ from typing import Any
 
 from orpo_dist.runs.folder import RunFolder, read_json, write_json
 from orpo_dist.runs.lineage import ASIDE, SAVING
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.worker import FAILURE
+from orpo_dist.sweeps.searched.metrics import METRICS
 
 RECORD = "trial.json"
+FAILURE = "failure.json"  # in a trial's folder: why its last attempt failed
+GROUP = "placement.json"  # in a trial's folder: Ray's name for what its workers hold
+PLACE = "place.json"  # in Ray's checkpoints: where the real one lies
 # finished: trained to its end. stopped: by the scheduler or the time budget.
 # interrupted: not over when the sweep ended; --resume goes on with it.
 STATUSES = ("waiting", "running", "finished", "stopped", "failed", "interrupted")

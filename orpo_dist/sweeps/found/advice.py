@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.records import out_of_time
-from orpo_dist.sweeps.results import Estimate, Point, Results
-from orpo_dist.sweeps.space import Choice, shown
+from orpo_dist.sweeps.found.results import Estimate, Point, Results
+from orpo_dist.sweeps.protocol import out_of_time
+from orpo_dist.sweeps.searched.metrics import METRICS
+from orpo_dist.sweeps.searched.space import Choice, shown
 
 
 def advise(results: Results) -> list[str]:

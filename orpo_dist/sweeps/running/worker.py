@@ -15,13 +15,11 @@ from orpo_dist.base.types import UserError
 from orpo_dist.config import build_config
 from orpo_dist.runs.folder import write_json
 from orpo_dist.runs.lock import InUse
+from orpo_dist.sweeps.protocol import FAILURE, GROUP
 
 logger = logging.getLogger("orpo_dist")
 
 LOG = "log.txt"
-FAILURE = "failure.json"  # in a trial's folder: why its last attempt failed
-
-GROUP = "placement.json"  # in a trial's folder: Ray's name for what its workers hold
 
 
 def train_worker(task: dict[str, Any]) -> None:
@@ -111,7 +109,7 @@ def _reporter() -> Any:
     import ray.train
     from transformers import TrainerCallback
 
-    from orpo_dist.sweeps.metrics import evaluation_metrics
+    from orpo_dist.sweeps.searched.metrics import evaluation_metrics
     from orpo_dist.training.callbacks import named_log
 
     class Reporter(TrainerCallback):

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from orpo_dist.base.types import UserError
-from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.plots import STEEP
-from orpo_dist.sweeps.results import Results
-from orpo_dist.sweeps.space import DIGITS, Choice, Parameter, Range, is_number
+from orpo_dist.sweeps.found.plots import STEEP
+from orpo_dist.sweeps.found.results import Results
+from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.sweeps.searched.files import load_sweep
+from orpo_dist.sweeps.searched.space import DIGITS, Choice, Parameter, Range, is_number
 
 SHRINK = 4  # a range becomes this much narrower
 

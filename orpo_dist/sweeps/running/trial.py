@@ -19,12 +19,11 @@ from typing import Any
 
 from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
 from orpo_dist.runs.lineage import unusable, whole_checkpoint
-from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.sweeps.metrics import evaluation_metrics
-from orpo_dist.sweeps.records import RECORD, read_trial
-from orpo_dist.sweeps.worker import FAILURE, train_worker
+from orpo_dist.sweeps.protocol import FAILURE, PLACE, RECORD, read_trial
+from orpo_dist.sweeps.running.worker import train_worker
+from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.sweeps.searched.metrics import evaluation_metrics
 
-PLACE = "place.json"  # in Ray's checkpoints: where the real one lies
 START = 600.0  # s; patience with machines that are busy or gone
 STARTS = 5
 PERIOD = 0.2  # s between two looks at what the workers have reported

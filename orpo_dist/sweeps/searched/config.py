@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from orpo_dist.base.types import UserError, noted, refuse
 from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.launch import presets
-from orpo_dist.sweeps.metrics import METRICS, find_metric, refuse_incomparable
-from orpo_dist.sweeps.space import ENGINE, OWNED, Settings, Space
+from orpo_dist.sweeps.searched.metrics import METRICS, find_metric, refuse_incomparable
+from orpo_dist.sweeps.searched.space import ENGINE, OWNED, Settings, Space
 
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from orpo_dist.runs.report import COLOURS
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.results import Point, Results, varying
-from orpo_dist.sweeps.space import is_number, shown
+from orpo_dist.sweeps.found.results import Point, Results, varying
+from orpo_dist.sweeps.searched.metrics import METRICS
+from orpo_dist.sweeps.searched.space import is_number, shown
 
 GREY = "#9ca3af"
 STEEP = 20.0  # numbers that span more than this factor are drawn on a logarithmic scale

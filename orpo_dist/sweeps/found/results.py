@@ -15,11 +15,11 @@ from orpo_dist.base.intervals import mean_interval, wilson_interval
 from orpo_dist.base.types import UserError
 from orpo_dist.config import dump_config, load_config
 from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
-from orpo_dist.sweeps.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.files import load_sweep
-from orpo_dist.sweeps.metrics import evaluation_metrics
-from orpo_dist.sweeps.records import Trial, folder_of, read_trials
-from orpo_dist.sweeps.space import ENGINE, is_number, shown
+from orpo_dist.sweeps.protocol import Trial, folder_of, read_trials
+from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.searched.files import load_sweep
+from orpo_dist.sweeps.searched.metrics import evaluation_metrics
+from orpo_dist.sweeps.searched.space import ENGINE, is_number, shown
 
 FILE = "sweep.yaml"
 RESULT, TABLE, BEST = "sweep.json", "sweep.csv", "best.yaml"

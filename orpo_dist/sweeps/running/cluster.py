@@ -14,7 +14,7 @@ from typing import Any
 
 from orpo_dist.base.types import UserError
 from orpo_dist.launch.gpus import visible_gpus
-from orpo_dist.sweeps.config import SweepConfig
+from orpo_dist.sweeps.searched.config import SweepConfig
 
 Resources = dict[str, float]
 

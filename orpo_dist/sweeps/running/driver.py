@@ -15,30 +15,30 @@ from orpo_dist.base.exits import EXIT_INTERRUPTED, EXIT_REQUEUE
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.runs.lock import LOCK, held
-from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.cluster import (
-    capacities,
-    concurrent_trials,
-    connect,
-    idle_share,
-    prepare_environment,
-)
-from orpo_dist.sweeps.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.files import dump_sweep, load_sweep
-from orpo_dist.sweeps.page import write_page
-from orpo_dist.sweeps.records import (
+from orpo_dist.sweeps.found.advice import advise
+from orpo_dist.sweeps.found.page import write_page
+from orpo_dist.sweeps.found.refine import refined, refuse_unrefinable
+from orpo_dist.sweeps.found.results import FILE, read_results
+from orpo_dist.sweeps.protocol import (
     OUT_OF_TIME,
     Trial,
     forget_failures,
     read_trials,
     settle_records,
 )
-from orpo_dist.sweeps.refine import refined, refuse_unrefinable
-from orpo_dist.sweeps.results import FILE, read_results
-from orpo_dist.sweeps.shared import prepare_shared, refuse_unfit
-from orpo_dist.sweeps.space import Settings, shown
-from orpo_dist.sweeps.stopping import StopSignals
-from orpo_dist.sweeps.tuning import check_tuning, param_space, scheduler, searcher
+from orpo_dist.sweeps.running.cluster import (
+    capacities,
+    concurrent_trials,
+    connect,
+    idle_share,
+    prepare_environment,
+)
+from orpo_dist.sweeps.running.shared import prepare_shared, refuse_unfit
+from orpo_dist.sweeps.running.stopping import StopSignals
+from orpo_dist.sweeps.running.tuning import check_tuning, param_space, scheduler, searcher
+from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.searched.files import dump_sweep, load_sweep
+from orpo_dist.sweeps.searched.space import Settings, shown
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -228,8 +228,8 @@ def _tuner(
 ) -> Any:
     from ray import tune
 
-    from orpo_dist.sweeps.live import Live
-    from orpo_dist.sweeps.trial import trainable
+    from orpo_dist.sweeps.running.live import Live
+    from orpo_dist.sweeps.running.trial import trainable
 
     share = idle_share(capacities(), at_once)
     function = tune.with_resources(trainable(config, project, worker), share)

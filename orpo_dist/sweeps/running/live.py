@@ -11,8 +11,9 @@ from typing import Any
 from ray.tune import Callback
 
 from orpo_dist.runs.folder import RunFolder, read_json
-from orpo_dist.sweeps.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.records import (
+from orpo_dist.sweeps.protocol import (
+    FAILURE,
+    GROUP,
     Trial,
     drop_weights,
     folder_of,
@@ -21,9 +22,9 @@ from orpo_dist.sweeps.records import (
     rank_by_point,
     read_trials,
 )
-from orpo_dist.sweeps.space import shown
-from orpo_dist.sweeps.stopping import watch
-from orpo_dist.sweeps.worker import FAILURE, GROUP
+from orpo_dist.sweeps.running.stopping import watch
+from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
+from orpo_dist.sweeps.searched.space import shown
 
 PERIOD = 1.0  # s between two paintings of the table
 

@@ -7,8 +7,8 @@ import inspect
 from typing import Any
 
 from orpo_dist.base.types import UserError
-from orpo_dist.sweeps.config import POPULATION, SweepConfig
-from orpo_dist.sweeps.space import Choice, Range
+from orpo_dist.sweeps.searched.config import POPULATION, SweepConfig
+from orpo_dist.sweeps.searched.space import Choice, Range
 
 TIME = "percent"  # of a trial's own steps: rungs mean the same for long trials and short ones
 HALVING = ("hyperband", "bohb")

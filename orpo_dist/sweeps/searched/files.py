@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from orpo_dist.base.types import UserError, noted, refuse
 from orpo_dist.config import ORPOConfig, check_settings, read_yaml
-from orpo_dist.sweeps.config import SweepConfig
-from orpo_dist.sweeps.space import Space
+from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.sweeps.searched.space import Space
 
-FOLDER = Path(__file__).parent / "presets"
+FOLDER = Path(__file__).parents[1] / "presets"
 PATHS = ("model", "data_path", "valid_data_path", "chat_template")
 
 

@@ -14,7 +14,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.engines.compatibility import refuse_impossible
 from orpo_dist.launch import presets
-from orpo_dist.sweeps.config import SweepConfig
+from orpo_dist.sweeps.searched.config import SweepConfig
 
 logger = logging.getLogger("orpo_dist")
 

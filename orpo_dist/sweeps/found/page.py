@@ -7,10 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orpo_dist.runs.report import inline_svg
-from orpo_dist.sweeps.advice import advise
-from orpo_dist.sweeps.metrics import METRICS
-from orpo_dist.sweeps.plots import curves_figure, front_figure, parallel_figure, response_figure
-from orpo_dist.sweeps.results import (
+from orpo_dist.sweeps.found.advice import advise
+from orpo_dist.sweeps.found.plots import (
+    curves_figure,
+    front_figure,
+    parallel_figure,
+    response_figure,
+)
+from orpo_dist.sweeps.found.results import (
     BEST,
     FILE,
     Estimate,
@@ -20,7 +24,8 @@ from orpo_dist.sweeps.results import (
     varying,
     write_results,
 )
-from orpo_dist.sweeps.space import shown
+from orpo_dist.sweeps.searched.metrics import METRICS
+from orpo_dist.sweeps.searched.space import shown
 
 REPORT = "report.html"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
