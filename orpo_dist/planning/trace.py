@@ -23,10 +23,10 @@ from orpo_dist.base.types import Pair
 from orpo_dist.config import ORPOConfig
 from orpo_dist.models.kinds import refuse_checkpointing
 from orpo_dist.planning.skeleton import HALF, Method, build
-from orpo_dist.scoring import attention, head, packed_forward, varlen
-from orpo_dist.scoring import scorer as scoring
+from orpo_dist.scoring import packed_forward
+from orpo_dist.scoring.hardware import HERE, MAX_HEAD_DIM, Hardware
 from orpo_dist.scoring.objective import orpo_loss
-from orpo_dist.scoring.scorer import Scorer
+from orpo_dist.scoring.scorer import Scorer, adopt_scorer
 
 Lengths = tuple[int, int, int]  # tokens of prompt, chosen and rejected
 
@@ -81,14 +81,14 @@ def micro_batch_bytes(
     model = build(hf_config, config, method, precision, layers, engine_casts)
     if checkpointing:
         _checkpoint(model)
-    with FakeTensorMode(), _hardware(gpu), _experts():
+    with FakeTensorMode(), _experts():
         _off_meta(model)
         core = packed_forward.causal_model(model)
         packs = config.attention != "padded" and packed_forward.why_not_packed(core) is None
         kernel, rows = gpu and precision != "none", packs and packed_forward.needs_rows(core)
-        scorer = scoring.adopt_scorer(
-            model, Scorer(packs, config.nll_scope, varlen=kernel, rows=rows)
-        )
+        hardware = PlannedGpu() if gpu else HERE
+        planned = Scorer(packs, config.nll_scope, varlen=kernel, rows=rows, hardware=hardware)
+        scorer = adopt_scorer(model, planned)
         batch = scorer.collate([_pair(lengths) for lengths in pairs])
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -141,31 +141,25 @@ def _checkpoint(model: Any) -> None:
     enable(settings)
 
 
-@contextlib.contextmanager
-def _hardware(gpu: bool) -> Iterator[None]:
-    """On a GPU: log-probs of a whole chunk at a time, and attention in one kernel call.
+class PlannedGpu(Hardware):
+    """A GPU, while the tensors are those of a CPU, so that this works in every build of torch:
+    log-probs of a whole chunk at a time, and attention in one kernel call."""
 
-    The tensors stay those of a CPU, so that this works in every build of torch.
-    """
-    if not gpu:
-        yield
-        return
+    def block_rows(self, logits: Tensor) -> int:
+        return len(logits)
 
-    def dtype(query: Tensor) -> torch.dtype:
+    def kernel_dtype(self, query: Tensor) -> torch.dtype:
         return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
 
-    def can_run(query: Tensor, softcap: float | None) -> bool:
-        return softcap is None and query.shape[-1] <= varlen.MAX_HEAD_DIM
+    def runs_kernel(self, query: Tensor, softcap: float | None) -> bool:
+        return softcap is None and query.shape[-1] <= MAX_HEAD_DIM
 
-    import torch.nn.attention.varlen as kernels
+    def attend(self, *given: Any, return_aux: Any = None, **options: Any) -> Any:
+        output = _Flash.apply(*given[:3])
+        return output if return_aux is None else (output, _normaliser(given[0]))
 
-    with (
-        mock.patch.object(head, "BLOCK_BYTES", 2**62),
-        mock.patch.object(attention, "can_run", can_run),
-        mock.patch.object(varlen, "kernel_dtype", dtype),
-        mock.patch.object(kernels, "varlen_attn", _flash),
-    ):
-        yield
+    def attend_backward(self, _: Tensor, saved: tuple[Tensor, ...], *__: Any) -> Any:
+        return tuple(torch.empty_like(x) for x in saved[:3])
 
 
 @contextlib.contextmanager
@@ -192,19 +186,20 @@ class _Grouped(torch.autograd.Function):
         return tuple(torch.empty_like(x) if needed else None for x, needed in wanted)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    return _Flash.apply(query, key, value)
-
-
 class _Flash(torch.autograd.Function):
     """What a flash attention keeps: inputs, output and one fp32 normaliser per row and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:2]).float())
+        ctx.save_for_backward(query, key, value, output, _normaliser(query))
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+def _normaliser(query: Tensor) -> Tensor:
+    """One fp32 number for every query, (T, H, D), and head: (H, T)."""
+    return query.new_empty(query.shape[:2], dtype=torch.float32).T

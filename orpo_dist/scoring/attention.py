@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_dist.scoring.masks import PackedMask, Unpackable, is_packing, mask_instead_of
-from orpo_dist.scoring.varlen import can_run, varlen_attention
+from orpo_dist.scoring.varlen import varlen_attention
 
 PREFIX = "orpo_packed_"
 FORMER = ("sdpa", "eager")
@@ -143,8 +143,11 @@ def _packed(
     if unknown or is_causal is False:
         what = ", ".join(unknown) or "is_causal=False"
         raise Unpackable(f"gives its attention {what}, which packing does not know")
-    if mask.varlen is not None and mask.chunk is None and can_run(query, softcap):
-        return varlen_attention(query, key, value, mask.varlen, scaling, mask.window, s_aux)
+    hardware = mask.hardware
+    if mask.varlen is not None and mask.chunk is None and hardware.runs_kernel(query, softcap):
+        return varlen_attention(
+            query, key, value, mask.varlen, scaling, mask.window, s_aux, hardware
+        )
     return packed_attention(query, key, value, mask, scaling, softcap, s_aux)
 
 

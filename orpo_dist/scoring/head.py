@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from orpo_dist.scoring.hardware import HERE, Hardware
+
 LOGITS_BYTES = 2**28  # fp32 logits that may exist at once: 256 MiB
-BLOCK_BYTES = 2**22  # logits that a CPU turns into log-probs at a time: 4 MiB
 FORMER = "orpo_former"  # attribute of a taught forward: what stood in its place
 MIN_CHUNK = 128  # tokens; smaller chunks would leave the hardware idle
 
@@ -32,14 +33,23 @@ def teach_targets(core: Any) -> None:
 
     @functools.wraps(type(head).forward)
     def forward(
-        self: Any, hidden: Tensor, *args: Any, orpo_targets: Tensor | None = None, **kwargs: Any
+        self: Any,
+        hidden: Tensor,
+        *args: Any,
+        orpo_targets: Tensor | None = None,
+        orpo_hardware: Hardware = HERE,
+        **kwargs: Any,
     ) -> Any:
         # Not self(...): hooks belong to the one call around all chunks.
         plain = former or functools.partial(type(self).forward, self)
         if orpo_targets is None:
             return plain(hidden, *args, **kwargs)
         size = chunk_tokens(config.vocab_size)
-        return _logps(lambda some: _finished(config, plain(some)), size, hidden, orpo_targets)
+
+        def project(some: Tensor) -> Tensor:
+            return _finished(config, plain(some))
+
+        return _logps(project, size, hidden, orpo_targets, orpo_hardware)
 
     setattr(forward, FORMER, former)
     head.forward = types.MethodType(forward, head)
@@ -54,13 +64,13 @@ def forget_targets(core: Any) -> None:
         head.forward = former
 
 
-def token_logps(core: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_logps(core: Any, hidden: Tensor, targets: Tensor, hardware: Hardware = HERE) -> Tensor:
     """Log-probs of the targets, (S,) in fp32 or better, from hidden states (S, H).
 
     Small inputs are scored at once; more than one chunk is recomputed in the backward pass. The
     model must have been through ``teach_targets``.
     """
-    return core.get_output_embeddings()(hidden, orpo_targets=targets)
+    return core.get_output_embeddings()(hidden, orpo_targets=targets, orpo_hardware=hardware)
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -69,10 +79,14 @@ def chunk_tokens(vocabulary: int) -> int:
 
 
 def _logps(
-    project: Callable[[Tensor], Tensor], size: int, hidden: Tensor, targets: Tensor
+    project: Callable[[Tensor], Tensor],
+    size: int,
+    hidden: Tensor,
+    targets: Tensor,
+    hardware: Hardware,
 ) -> Tensor:
     def score(some: Tensor, wanted: Tensor) -> Tensor:
-        return _TargetLogps.apply(project(some), wanted)
+        return _TargetLogps.apply(project(some), wanted, hardware)
 
     if len(targets) <= size:
         return score(hidden, targets)
@@ -88,33 +102,33 @@ class _TargetLogps(torch.autograd.Function):
 
     The same as ``-cross_entropy(logits.float(), targets, reduction="none")`` without its three
     further tensors of S x V: the logits themselves become their gradient. Blocks of rows stay in
-    the cache of a CPU.
+    the cache of a CPU (``Hardware``).
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, hardware: Hardware = HERE) -> Tensor:
+        ctx.hardware = hardware
         exact = torch.promote_types(logits.dtype, torch.float32)
         normaliser = torch.empty(len(targets), dtype=exact, device=logits.device)
-        for rows in _blocks(logits):
+        for rows in _blocks(logits, hardware):
             normaliser[rows] = logits[rows].to(exact).logsumexp(1)
         ctx.save_for_backward(logits, targets, normaliser)
         return logits.gather(1, targets[:, None])[:, 0] - normaliser
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, normaliser = ctx.saved_tensors  # a second backward raises here
-        for rows in _blocks(logits):
+        for rows in _blocks(logits, ctx.hardware):
             part = logits[rows].to(normaliser.dtype)
             part.sub_(normaliser[rows, None]).exp_().mul_(-grad[rows, None])
             part.scatter_add_(1, targets[rows, None], grad[rows, None].to(part.dtype))
             if part.dtype != logits.dtype:  # else it was written in place
                 logits[rows] = part
-        return logits, None
+        return logits, None, None
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    size = BLOCK_BYTES // (4 * logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    size = max(1, size)
+def _blocks(logits: Tensor, hardware: Hardware) -> list[slice]:
+    size = hardware.block_rows(logits)
     return [slice(at, at + size) for at in range(0, len(logits), size)]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.varlen import VarlenLayout
 
 # (prompt, chosen, rejected) lengths of each pair, in the order in which the pairs lie.
@@ -34,13 +35,14 @@ class PackedMask:
 
     varlen: where the sequences lie for a variable-length kernel, where one is to be used. window: a
     token sees itself and so many less one before it. chunk: it sees nothing before the last
-    multiple of that. Both are None where no sequence is longer.
+    multiple of that. Both are None where no sequence is longer. hardware: what attends.
     """
 
     segments: Segments
     varlen: VarlenLayout | None = None
     window: int | None = None
     chunk: int | None = None
+    hardware: Hardware = HERE
 
     @property
     def longest(self) -> int:

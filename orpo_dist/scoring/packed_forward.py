@@ -102,7 +102,7 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor | tuple[Tensor
             **asked,
         )
     hidden = output.last_hidden_state[0]
-    logps = token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets)
+    logps = token_logps(self, hidden[orpo_batch.sources], orpo_batch.targets, orpo_batch.hardware)
     if orpo_batch.routed is None:
         return logps
     whose, pairs = orpo_batch.routed, len(orpo_batch.weight)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from orpo_dist.base.types import Pair, PairScores
+from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import PackedMask, Segments
 from orpo_dist.scoring.parcel import Parcel, together
 from orpo_dist.scoring.ragged import FlatPairs, begins, runs
@@ -41,7 +42,7 @@ class PackedBatch(Parcel):
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
     rows: the same answers as rows, for layers that need them. sides: who shares a rope, where ropes
     change with the length and not all are on one side. routed: whose tokens they are, where experts
-    are to be balanced.
+    are to be balanced. hardware: what computes its scores.
     """
 
     input_ids: Tensor
@@ -57,11 +58,12 @@ class PackedBatch(Parcel):
     rows: Rows | None = None
     sides: Sides | None = None
     routed: Routed | None = None
+    hardware: Hardware = HERE
 
     @property
     def mask(self) -> PackedMask:
         """What the model gets for its masks."""
-        return PackedMask(self.segments, self.varlen)
+        return PackedMask(self.segments, self.varlen, hardware=self.hardware)
 
 
 def pack_pairs(
@@ -72,6 +74,7 @@ def pack_pairs(
     rows: bool = False,
     switches: tuple[Switch, ...] = (),
     routed: bool = False,
+    hardware: Hardware = HERE,
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
 
@@ -107,6 +110,7 @@ def pack_pairs(
         rows=Rows(**{name[4:]: tensors[name] for name in rectangle}) if rows else None,
         sides=sides_of(turned, tensors),
         routed=Routed(*(tensors[name] for name in whose)) if routed else None,
+        hardware=hardware,
     )
 
 

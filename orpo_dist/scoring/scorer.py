@@ -16,6 +16,7 @@ from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.runtime import Runtime, gathered_while_used
 from orpo_dist.scoring import proof
+from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import Unpackable
 from orpo_dist.scoring.miniature import in_fp32, is_small, miniature
 from orpo_dist.scoring.packed_forward import (
@@ -49,7 +50,7 @@ class Scorer:
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
     rows: packed, but some layers need every answer as a row of its own. switches: lengths at which
     the model's ropes change. top_k: experts a token, where the balance of experts is asked for
-    (``routing``).
+    (``routing``). hardware: what computes the packed batches.
     """
 
     packed: bool
@@ -59,6 +60,7 @@ class Scorer:
     rows: bool = False
     switches: tuple[Switch, ...] = ()
     top_k: int | None = None
+    hardware: Hardware = HERE
 
     @property
     def padded(self) -> bool:
@@ -70,7 +72,7 @@ class Scorer:
         if self.packed:
             return pack_pairs(
                 pairs, self.nll_scope, real, self.varlen, self.rows, self.switches,
-                self.top_k is not None,
+                self.top_k is not None, self.hardware,
             )  # fmt: skip
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
 

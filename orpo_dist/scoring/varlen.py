@@ -7,8 +7,6 @@ at its end. So only the keys of the prompts are laid out twice; queries stay whe
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.parcel import Parcel, together
 from orpo_dist.scoring.ragged import begins, runs
-
-MAX_HEAD_DIM = 256  # of flash attention
 
 
 @dataclass(frozen=True)
@@ -101,28 +98,6 @@ class LayOut(torch.autograd.Function):
         return packed, None, None, None, None
 
 
-def kernel_dtype(query: Tensor) -> torch.dtype:
-    """What the kernel will compute in: autocast's precision, or the tensors' own."""
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        return torch.get_autocast_dtype("cuda")
-    return query.dtype
-
-
-def can_run(query: Tensor, softcap: float | None) -> bool:
-    """Whether the kernel serves this call; it knows half precision only, and no soft-capping."""
-    return (
-        query.is_cuda
-        and kernel_dtype(query) in (torch.float16, torch.bfloat16)
-        and softcap is None
-        and query.shape[-1] <= MAX_HEAD_DIM
-    )
-
-
-@functools.cache
-def _takes_enable_gqa(kernel: Any) -> bool:
-    return "enable_gqa" in inspect.signature(kernel).parameters
-
-
 def _widened(heads: Tensor, width: int) -> Tensor:
     missing = width - heads.shape[-1]
     return F.pad(heads, (0, missing)) if missing else heads  # padding by nothing would copy
@@ -136,13 +111,14 @@ def varlen_attention(
     scaling: float,
     sliding_window: int | None = None,
     sinks: Tensor | None = None,
+    hardware: Hardware = HERE,
 ) -> Tensor:
     """query: (1, H, T, D); key: (1, H or fewer, T, D); value: (1, as key, T, E).
 
     sinks: (H,) a score of each head that takes its share of every softmax and adds nothing.
     Returns (1, T, H, E).
     """
-    dtype = kernel_dtype(query)
+    dtype = hardware.kernel_dtype(query)
     # The kernel knows one head size for all, a multiple of 8; zeros change neither scores nor sums.
     width = -(-max(query.shape[-1], value.shape[-1]) // 8) * 8
     queries, keys, values = (
@@ -153,6 +129,7 @@ def varlen_attention(
         scaling,
         (-1 if sliding_window is None else sliding_window - 1, 0),
         query.shape[1] != key.shape[1],
+        hardware,
     )
     places = layout.keys, layout.first_keys, layout.again, layout.again_keys
     laid = queries.contiguous(), *(LayOut.apply(x, *places) for x in (keys, values))
@@ -168,15 +145,15 @@ class _Call:
     scale: float
     window: tuple[int, int]
     grouped: bool
+    hardware: Hardware
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Any:
-        from torch.nn.attention.varlen import varlen_attn
-
-        if _takes_enable_gqa(varlen_attn):  # before torch 2.12 always on
-            more["enable_gqa"] = self.grouped
-        return varlen_attn(
-            query, key, value, *self.places, scale=self.scale, window_size=self.window, **more
-        )
+        options: dict[str, Any] = {
+            "scale": self.scale,
+            "window_size": self.window,
+            "enable_gqa": self.grouped,
+        }
+        return self.hardware.attend(query, key, value, *self.places, **options, **more)
 
     @property
     def places(self) -> tuple[Tensor, Tensor, int, int]:
@@ -185,11 +162,7 @@ class _Call:
 
     def backward(self, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value; saved: these, the output and its log-sum-exp."""
-        state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of dropout: there is none
-        causal = self.window == (-1, 0)
-        return torch.ops.torch_attn._varlen_attn_backward(
-            grad, *saved, *self.places, causal, state, self.scale, list(self.window)
-        )
+        return self.hardware.attend_backward(grad, saved, self.places, self.scale, self.window)
 
 
 class _WithSinks(torch.autograd.Function):

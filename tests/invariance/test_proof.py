@@ -14,6 +14,7 @@ import transformers
 from orpo_dist import UserError
 from orpo_dist.base.types import Pair
 from orpo_dist.scoring import proof
+from orpo_dist.scoring.hardware import Hardware
 from orpo_dist.scoring.miniature import REACH, miniature
 from orpo_dist.scoring.scorer import kernel_differs, make_scorer
 from tests.conftest import disturbed
@@ -228,12 +229,9 @@ def test_a_kernel_is_tried_with_the_models_own_attention(
     """Heads of other sizes for values than for queries included, and windows."""
     import torch.nn.attention.varlen as kernels
 
-    import orpo_dist.scoring.attention
     from tests.invariance.test_varlen import slow_kernel
 
-    monkeypatch.setattr(
-        orpo_dist.scoring.attention, "can_run", lambda query, softcap: softcap is None
-    )
+    monkeypatch.setattr(Hardware, "runs_kernel", lambda self, query, softcap: softcap is None)
     taken = []
 
     @functools.wraps(slow_kernel)

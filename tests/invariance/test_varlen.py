@@ -16,6 +16,7 @@ from torch import Tensor
 import orpo_dist.scoring.attention
 import orpo_dist.scoring.varlen
 from orpo_dist.scoring.attention import packed_attention
+from orpo_dist.scoring.hardware import Hardware
 from orpo_dist.scoring.masks import PackedMask
 from orpo_dist.scoring.scorer import Scorer, make_scorer
 from orpo_dist.scoring.varlen import varlen_attention, varlen_layout
@@ -52,22 +53,29 @@ def slow_kernel(
     return (torch.cat(outputs), torch.cat(sums, 1)) if return_aux else torch.cat(outputs)
 
 
-def slow_backward(call: Any, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def slow_backward(
+    _: Hardware,
+    grad: Tensor,
+    saved: tuple[Tensor, ...],
+    places: tuple[Any, ...],
+    scale: float,
+    window: tuple[int, int],
+) -> tuple[Tensor, ...]:
     """What flash attention does backward: all it knows of the softmax is output and log-sum-exp."""
     query, key, value, output, sums = saved
     slopes = [torch.zeros_like(x) for x in (query, key, value)]
     groups = query.shape[1] // key.shape[1]
-    starts = zip(*(cumulated.tolist() for cumulated in call.places[:2]), strict=True)
+    starts = zip(*(cumulated.tolist() for cumulated in places[:2]), strict=True)
     begin_q, begin_k = next(starts)
     for end_q, end_k in starts:
         asked, seen = slice(begin_q, end_q), slice(begin_k, end_k)
         k, v = (x[seen].repeat_interleave(groups, 1) for x in (key, value))
         distance = torch.arange(len(k) - (end_q - begin_q), len(k))[:, None] - torch.arange(len(k))
-        hidden = (distance < 0) | ((distance > call.window[0]) if call.window[0] >= 0 else False)
-        scores = torch.einsum("qhd,khd->hqk", query[asked], k) * call.scale
+        hidden = (distance < 0) | ((distance > window[0]) if window[0] >= 0 else False)
+        scores = torch.einsum("qhd,khd->hqk", query[asked], k) * scale
         shares = (scores - sums[:, asked, None]).exp().masked_fill(hidden, 0)
         along = (grad[asked] * output[asked]).sum(-1).T[..., None]
-        steep = shares * (torch.einsum("qhd,khd->hqk", grad[asked], v) - along) * call.scale
+        steep = shares * (torch.einsum("qhd,khd->hqk", grad[asked], v) - along) * scale
         slopes[0][asked] = torch.einsum("hqk,khd->qhd", steep, k)
         for slope, whole in (
             (slopes[1], torch.einsum("hqk,qhd->khd", steep, query[asked])),
@@ -81,10 +89,8 @@ def slow_backward(call: Any, grad: Tensor, saved: tuple[Tensor, ...]) -> tuple[T
 @pytest.fixture(autouse=not GPU)
 def kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", slow_kernel)
-    monkeypatch.setattr(orpo_dist.scoring.varlen._Call, "backward", slow_backward)
-    monkeypatch.setattr(
-        orpo_dist.scoring.attention, "can_run", lambda query, softcap: softcap is None
-    )
+    monkeypatch.setattr(Hardware, "attend_backward", slow_backward)
+    monkeypatch.setattr(Hardware, "runs_kernel", lambda self, query, softcap: softcap is None)
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from orpo_dist.engines.allocator import keep_freed_memory
-from orpo_dist.scoring import head
+from orpo_dist.scoring import hardware
 from orpo_dist.scoring.head import _TargetLogps
 
 
@@ -31,7 +31,7 @@ def both(
 def test_equal_to_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, rows_in_a_block: int, scale: float
 ) -> None:
-    monkeypatch.setattr(head, "BLOCK_BYTES", 4 * 50 * rows_in_a_block)
+    monkeypatch.setattr(hardware, "BLOCK_BYTES", 4 * 50 * rows_in_a_block)
     draw = torch.Generator().manual_seed(1)
     weight, hidden = torch.randn(50, 8, generator=draw), torch.randn(20, 8, generator=draw) * scale
     targets = torch.randint(0, 50, (20,), generator=draw)

@@ -16,8 +16,8 @@ import torch.nn.attention.varlen
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import orpo_dist.scoring.attention
 from orpo_dist import ORPOConfig, ORPOTrainer
+from orpo_dist.scoring.hardware import Hardware
 from orpo_dist.scoring.metrics import RunningMeans, step_means
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.scorer import Scorer, make_scorer
@@ -85,7 +85,7 @@ def test_through_the_variable_length_kernel(family: str, monkeypatch: pytest.Mon
     model = small_model(family).train()
     assert make_scorer(model, "packed").packed
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(orpo_dist.scoring.attention, "can_run", lambda *_: True)
+    monkeypatch.setattr(Hardware, "runs_kernel", lambda *_: True)
     assert reads(model, Scorer(True, varlen=True)) == []
 
 
