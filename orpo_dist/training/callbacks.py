@@ -11,6 +11,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
+from orpo_dist.base.metrics import METRICS
 from orpo_dist.runs.advice import advise
 from orpo_dist.runs.folder import read_metrics, write_text
 
@@ -112,19 +113,6 @@ def tensorboard(folder: Path) -> list[TensorBoardCallback]:
 class ProgressLine(ProgressCallback):
     """Trainer's progress bars with one short line per log; lines alone where no one watches."""
 
-    SHORT = (
-        ("loss", "loss/orpo", ".4f"),
-        ("sft", "loss/sft", ".4f"),
-        ("odds", "loss/odds_ratio", ".4f"),
-        ("accuracy", "rewards/accuracies", ".3f"),
-        ("margin", "logps/margins", "+.3f"),
-        ("grad", "grad_norm", ".2f"),
-        ("lr", "learning_rate", ".1e"),
-        ("s/step", "seconds_per_step", ".2f"),
-        ("tokens/s", "tokens_per_second", ".0f"),
-        ("mfu", "mfu", ".2f"),
-    )
-
     def __init__(self) -> None:
         super().__init__()
         self.bars = sys.stderr.isatty()
@@ -148,9 +136,9 @@ class ProgressLine(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         prefix = "eval_" if "eval_loss" in logs else ""
         shown = [
-            f"{label} {logs[prefix + name]:{form}}"
-            for label, name, form in self.SHORT
-            if isinstance(logs.get(prefix + name), (int, float))
+            f"{metric.short} {metric.shown(logs[prefix + name])}"
+            for name, metric in METRICS.items()
+            if metric.short and isinstance(logs.get(prefix + name), (int, float))
         ]
         if not shown or not state.is_world_process_zero:
             return

@@ -7,15 +7,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from orpo_dist.base.metrics import METRICS as LOGGED
 from orpo_dist.base.types import UserError
 
 
 @dataclass(frozen=True)
-class Metric:
-    """source: its name among the evaluations in metrics.jsonl. label: for people.
+class Compared:
+    """A metric that trials can be ranked by.
 
-    incomparable: settings on which its scale depends, so that trials that differ in them cannot be
-    ranked by it.
+    source: its name among the evaluations in metrics.jsonl. label: for people. incomparable:
+    settings on which its scale depends, so that trials that differ in them cannot be ranked by it.
     """
 
     source: str
@@ -23,24 +24,25 @@ class Metric:
     label: str
     incomparable: tuple[str, ...] = ()
 
+    @classmethod
+    def by(cls, logged: str, label: str = "") -> Compared:
+        """By what is logged under a name."""
+        metric = LOGGED[logged]
+        return cls(f"eval/{logged}", metric.better, label or metric.label, metric.depends_on)
 
-_PAIRS = ("valid_data_path", "valid_split")
-_TOKENS = (*_PAIRS, "model", "chat_template", "max_completion_length")  # what a mean is taken over
-_NLL = (*_TOKENS, "nll_scope")
-_ALPHA = ("orpo_alpha", "orpo_alpha_schedule", "orpo_alpha_start", "orpo_alpha_warmup")
-_REWARD = (*_TOKENS, *_ALPHA)
+
 METRICS = {
-    "accuracy": Metric("eval/rewards/accuracies", "max", "preference accuracy", _PAIRS),
-    "perplexity": Metric("eval/loss/sft", "min", "perplexity of chosen answers", _NLL),
-    "loss": Metric("eval/loss/orpo", "min", "ORPO loss", (*_NLL, *_ALPHA, "loss_form")),
-    "loss/sft": Metric("eval/loss/sft", "min", "SFT loss", _NLL),
-    "loss/odds_ratio": Metric("eval/loss/odds_ratio", "min", "odds-ratio loss", _TOKENS),
-    "logps/margins": Metric("eval/logps/margins", "max", "margin, nats per token", _TOKENS),
-    "logps/chosen": Metric("eval/logps/chosen", "max", "log-prob of chosen answers", _TOKENS),
-    "logps/rejected": Metric("eval/logps/rejected", "min", "log-prob of rejected answers", _TOKENS),
-    "log_odds": Metric("eval/log_odds", "max", "log-odds", _TOKENS),
-    "rewards/margins": Metric("eval/rewards/margins", "max", "reward margin", _REWARD),
-}
+    "accuracy": Compared.by("rewards/accuracies"),
+    "perplexity": Compared.by("loss/sft", "perplexity of chosen answers"),
+    "loss": Compared.by("loss/orpo"),
+    **{
+        name: Compared.by(name)
+        for name in (
+            "loss/sft", "loss/odds_ratio", "logps/margins", "logps/chosen", "logps/rejected",
+            "log_odds", "rewards/margins",
+        )
+    },
+}  # fmt: skip
 # What other evaluations in this toolkit call them.
 ALIASES = {
     "rewards/accuracies": "accuracy",
