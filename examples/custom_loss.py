@@ -38,7 +38,7 @@ class MarginTrainer(ORPOTrainer):
         # Sums over the real pairs (weight 1), divided by the counts of the whole step.
         odds = -(scores.weight * F.logsigmoid(log_odds - MARGIN)).sum()
         nll = (scores.weight * scores.nll_sum).sum()
-        loss = nll / step.total_nll_tokens + self.orpo_alpha * odds / step.total_pairs
+        loss = nll / step.total_nll_tokens + step.orpo_alpha * odds / step.total_pairs
         return loss, dataclasses.replace(metrics, odds_loss=odds.detach())
 
 

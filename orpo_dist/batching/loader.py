@@ -35,7 +35,8 @@ from orpo_dist.scoring.scorer import Batch, Scorer
 class LoadedStep:
     """This rank's micro-batches of one step, and the counts of the whole step over all ranks.
 
-    category_ids: of the pairs of each micro-batch, (B,) each. pairs: their indices.
+    category_ids: of the pairs of each micro-batch, (B,) each. pairs: their indices. orpo_alpha: the
+    alpha in force; the trainer, which knows how far it is, puts it in.
     """
 
     batches: list[Batch]
@@ -44,6 +45,7 @@ class LoadedStep:
     total_nll_tokens: int
     work: Work
     pairs: tuple[tuple[int, ...], ...] = ()
+    orpo_alpha: float = math.nan
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
         """The micro-batches, each with the categories of its pairs."""

@@ -84,7 +84,7 @@ class BudgetTrainer(EngineTrainer):
         """Whether forward and backward over these pairs leave room for the optimizer."""
 
         def share() -> Tensor:
-            step = self._alone(pairs)
+            step = dataclasses.replace(self._alone(pairs), orpo_alpha=1.0)
             with self.accelerator.autocast():
                 return self.micro_batch_loss(self.model.train(), step, 0)
 

@@ -109,7 +109,6 @@ class ORPOTrainer(SteadyTrainer):
             training_args.logging_steps = steps
         self.config, self.async_save = config, config.async_save
         self._alpha_at = schedule_of(config)
-        self.orpo_alpha = self._alpha_at(1.0)
         self._train_means = RunningMeans(train_pairs.categories if train_pairs else ())
         self._before_step: tuple[Tensor | None, int] = None, 0  # of the means
         self.bad_steps, self.suspects = BadSteps(), Suspects()
@@ -193,13 +192,13 @@ class ORPOTrainer(SteadyTrainer):
 
         scores: what the model says about the pairs of the micro-batch. step: ``total_pairs`` and
         ``total_nll_tokens`` count the whole step (or the whole evaluation) over all ranks; divide
-        by them, and the loss does not depend on how the step was cut. ``self.orpo_alpha`` is the
+        by them, and the loss does not depend on how the step was cut. ``step.orpo_alpha`` is the
         alpha in force: that of this step, and in evaluations that of the run's end, so that they
         compare. Pairs of ``scores.weight`` 0 are filler and must not count.
         """
         return orpo_loss(
             scores,
-            self.orpo_alpha,
+            step.orpo_alpha,
             self.config.loss_form,
             step.total_pairs,
             step.total_nll_tokens,
@@ -216,7 +215,8 @@ class ORPOTrainer(SteadyTrainer):
         model.train()
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()
-        self.orpo_alpha = self._alpha_of(self.state.global_step)
+        alpha = self._alpha_of(self.state.global_step)
+        inputs = dataclasses.replace(inputs, orpo_alpha=alpha)
         self._before_step = self._train_means.total, self._train_means.steps
         loss = self.run_micro_batches(model, inputs)
         self._train_means.steps += 1
@@ -267,14 +267,19 @@ class ORPOTrainer(SteadyTrainer):
             router = (scores.weight * scores.balance).sum() / step.total_pairs
             share = share + (self.config.router_aux_loss_coef or 0.0) * router
         counts = step.total_pairs, step.total_nll_tokens
-        return share, step_means(share, metrics, self.orpo_alpha, *counts, router)
+        return share, step_means(share, metrics, step.orpo_alpha, *counts, router)
 
     def prediction_step(
         self, model: Any, inputs: LoadedStep, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """Scores an evaluation batch as a part of the whole evaluation; keeps no logits."""
         pairs, nll_tokens = self._eval_counts
-        whole = dataclasses.replace(inputs, total_pairs=pairs, total_nll_tokens=nll_tokens)
+        whole = dataclasses.replace(
+            inputs,
+            total_pairs=pairs,
+            total_nll_tokens=nll_tokens,
+            orpo_alpha=self._alpha_at(1.0),
+        )
         loss = torch.zeros((), device=self.args.device)
         with torch.no_grad():
             for batch, ids in inputs:
@@ -293,7 +298,6 @@ class ORPOTrainer(SteadyTrainer):
         nll_tokens = nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum()
         self._eval_counts = len(dataset), int(nll_tokens)
         self._eval_means = RunningMeans(dataset.pairs.categories, steps=1)
-        self.orpo_alpha = self._alpha_at(1.0)
         output = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
