@@ -26,6 +26,7 @@ from orpo_dist.batching.steps import (
     repeats_of,
     temperature_weights,
 )
+from orpo_dist.batching.token_budget import asked_budget
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.scoring.scorer import Batch, Scorer
@@ -175,7 +176,6 @@ def make_plan(
 
     A token budget alone limits micro-batches; without one ``batch_size`` does.
     """
-    budget = config.max_tokens_per_microbatch
     weights = config.data_weights
     if config.data_temperature is not None:
         weights = temperature_weights(pairs.source_ids, config.data_temperature)
@@ -183,11 +183,15 @@ def make_plan(
         lengths=pairs.lengths,
         nll_tokens=nll_token_counts(pairs.lengths, config.nll_scope),
         global_batch=config.global_batch_size or config.pairs_per_rank_step * world_size,
-        micro_batch=config.batch_size if budget is None else config.pairs_per_rank_step,
+        micro_batch=(
+            config.batch_size
+            if config.max_tokens_per_microbatch is None
+            else config.pairs_per_rank_step
+        ),
         world_size=world_size,
         seed=config.seed,
         repeats=repeats_of(pairs.source_ids, weights),
-        token_budget=budget if isinstance(budget, int) else None,
+        token_budget=asked_budget(config),
         hidden_size=hidden_size,
         padded=padded,
         curriculum=make_curriculum(config, pairs),

@@ -15,6 +15,7 @@ import torch
 
 from orpo_dist.base.types import UserError
 from orpo_dist.batching.steps import StepPlan
+from orpo_dist.config import ORPOConfig
 
 logger = logging.getLogger("orpo_dist")
 
@@ -29,6 +30,15 @@ LOWER = (
     "lower max_prompt_length or max_completion_length, or try gradient_checkpointing, peft or "
     "quantization int4"
 )
+
+
+def asked_budget(config: ORPOConfig) -> int | None:
+    """The token budget that a config gives as a number; None: none, or one that is to be found.
+
+    Without gradients ``auto`` needs none: there ``batch_size`` is the limit.
+    """
+    asked = config.max_tokens_per_microbatch
+    return asked if isinstance(asked, int) else None
 
 
 def find_token_budget(

@@ -131,6 +131,9 @@ class Runtime:
         assert found == wanted, f"rank {self.rank}: asked for {wanted}, but {found} came up"
 
 
+ALONE = Runtime()
+
+
 @functools.cache
 def start() -> Runtime:
     """Join the other processes of the run, if a launcher started any; later calls do nothing.
@@ -141,7 +144,7 @@ def start() -> Runtime:
     grow_segments()
     engine = engine_of(environment)
     if engine == SINGLE:
-        return Runtime()
+        return ALONE
     if "RANK" not in environment:
         raise UserError(
             f"{engine.name} was asked for, but no launcher started this process: use "

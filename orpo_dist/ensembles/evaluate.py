@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from orpo_dist.base.types import Pair, PairScores, UserError
+from orpo_dist.batching.token_budget import asked_budget
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import PairDataset
+from orpo_dist.engines import runtime
+from orpo_dist.engines.runtime import ALONE, Runtime
 from orpo_dist.ensembles.average import mix_logps
 from orpo_dist.ensembles.choose import Criterion, log_odds
 from orpo_dist.ensembles.ensemble import Ensemble, Method
-from orpo_dist.evaluation.evaluate import load_pairs, results, shared_config, token_budget
+from orpo_dist.evaluation.evaluate import load_pairs, results, shared_config
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset, score_pairs
 from orpo_dist.scoring.packing import PackedBatch, gather_scores
@@ -45,16 +48,17 @@ def evaluate_ensemble(
     member's run. Returns what ``evaluate_models`` returns; vote and best_of are no distributions,
     so they have no perplexity. Raises ``UserError``.
     """
+    here = runtime.start()
     ways = {m: replace(ensemble, method=m) for m in methods or [ensemble.method]}
     for member in ensemble.members:
         if member.name in EVERYTHING:
             raise UserError(f"member {member.name}: is the name of a method; say ./{member.name}")
-    scored = score_members(ensemble, data_path, settings, progress)
+    scored = score_members(ensemble, data_path, settings, here, progress)
     tables = dict(zip([m.name for m in ensemble.members], scored.tables, strict=True))
     best = max(tables, key=lambda name: tables[name].correct.mean())
     for method, one in ways.items():
         if method == "average":
-            tables[method] = average_table(one, scored.pairs[0], scored.configs[0], progress)
+            tables[method] = average_table(one, scored.pairs[0], scored.configs[0], here, progress)
         else:
             tables[method] = chosen_table(scored.tables, one.weights, method, one.criterion)
     found: dict[str, Any] = {
@@ -75,6 +79,7 @@ def score_members(
     ensemble: Ensemble,
     data_path: str | Sequence[str],
     settings: Mapping[str, Any] | None,
+    here: Runtime,
     progress: bool,
 ) -> MemberScores:
     """Score the pairs with every member; ``UserError`` if they do not all see the same pairs."""
@@ -83,7 +88,7 @@ def score_members(
     for member in ensemble.members:
         handle = member.ready()
         config = shared_config(first, handle.config, settings)
-        pairs = load_pairs(handle.known, data_path, config, progress)
+        pairs = load_pairs(handle.known, data_path, config, here, progress)
         if found.pairs and (reason := why_not_comparable(found.pairs[0], pairs)):
             raise UserError(f"members {ensemble.members[0].name} and {member.name}: {reason}")
         found.pairs.append(pairs)
@@ -95,7 +100,8 @@ def score_members(
                 config.batch_size,
                 progress,
                 config.attention,
-                token_budget(config),
+                asked_budget(config),
+                here,
             )
         )
         refuse_nan(found.tables[-1], member.name)
@@ -103,7 +109,11 @@ def score_members(
 
 
 def average_table(
-    ensemble: Ensemble, pairs: PairDataset, config: ORPOConfig, progress: bool = True
+    ensemble: Ensemble,
+    pairs: PairDataset,
+    config: ORPOConfig,
+    here: Runtime = ALONE,
+    progress: bool = True,
 ) -> ScoreTable:
     """Scores of the averaged distribution.
 
@@ -112,7 +122,7 @@ def average_table(
     """
     if ensemble.average_of == "logits" or not all(s.packed for s in ensemble.scorers):
         model = ensemble.averaged.model
-        return score_dataset(model, pairs, config.batch_size, progress, "padded")
+        return score_dataset(model, pairs, config.batch_size, progress, "padded", here=here)
     scorer = ensemble.scorers[0]
 
     def score(some: list[Pair]) -> PairScores:
@@ -122,15 +132,16 @@ def average_table(
         mixed = mix_logps(logps, [member.weight for member in ensemble.members])
         return gather_scores(batch.to(mixed.device), mixed)
 
-    return score_pairs(score, pairs, scorer, config.batch_size, token_budget(config), progress)
+    budget = asked_budget(config)
+    return score_pairs(score, pairs, scorer, config.batch_size, budget, here, progress)
 
 
 def _member_logps(ensemble: Ensemble, batch: PackedBatch) -> Iterator[torch.Tensor]:
     """Every member's log-probs of the batch's targets, (S,) each."""
     for member in ensemble.members:
         model = member.ready().model.eval()
-        here = batch.to(model.device)
-        yield model(input_ids=here.input_ids, orpo_batch=here)
+        there = batch.to(model.device)
+        yield model(input_ids=there.input_ids, orpo_batch=there)
 
 
 def chosen_table(

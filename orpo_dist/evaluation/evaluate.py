@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from orpo_dist.base.types import UserError
+from orpo_dist.batching.token_budget import asked_budget
 from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.data import PairDataset, columns_of, limits_of, make_encoder, prepare
 from orpo_dist.engines import runtime
+from orpo_dist.engines.runtime import Runtime
 from orpo_dist.evaluation.paired import compare, holm, why_not_comparable
 from orpo_dist.evaluation.perplexity import NO_TEXTS, TextSettings, text_perplexity
 from orpo_dist.evaluation.scores import ScoreTable, refuse_nan, score_dataset
@@ -64,14 +66,14 @@ def judge(
     full_precision: bool = False,
 ) -> Judged:
     """``evaluate_model``, with the scores of the single pairs."""
-    handle = model if isinstance(model, TrainedModel) else None
+    here, handle = runtime.start(), model if isinstance(model, TrainedModel) else None
     own = handle.config if handle else loading_config(str(model), config, full_precision)
     config, pairs = config or own, None
     if data_path or not texts.paths:  # before the weights, so that mistakes are told at once
         known = handle.known if handle else look_at(str(model), own)
-        pairs = load_pairs(known, data_path, config, progress)
+        pairs = load_pairs(known, data_path, config, here, progress)
     handle = handle or open_model(str(model), own)
-    read = {"texts": [text_perplexity(handle, path, texts, progress) for path in texts.paths]}
+    read = {"texts": [text_perplexity(handle, path, texts, here, progress) for path in texts.paths]}
     if pairs is None:
         return Judged(read)
     table = score_dataset(
@@ -80,16 +82,11 @@ def judge(
         config.batch_size,
         progress,
         config.attention,
-        token_budget(config),
+        asked_budget(config),
+        here,
     )
     refuse_nan(table, handle.path)
     return Judged({**results(table, pairs), **read}, pairs, table)
-
-
-def token_budget(config: ORPOConfig) -> int | None:
-    """The config's token budget; without gradients ``auto`` needs none."""
-    budget = config.max_tokens_per_microbatch
-    return budget if isinstance(budget, int) else None
 
 
 def results(table: ScoreTable, pairs: PairDataset) -> dict[str, Any]:
@@ -172,7 +169,11 @@ def _free_memory() -> None:
 
 
 def load_pairs(
-    known: Known, data_path: str | Sequence[str], config: ORPOConfig, progress: bool
+    known: Known,
+    data_path: str | Sequence[str],
+    config: ORPOConfig,
+    here: Runtime,
+    progress: bool,
 ) -> PairDataset:
     """The evaluation pairs, tokenised for the model of which so much is known."""
     paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -186,4 +187,4 @@ def load_pairs(
     def load() -> PairDataset:
         return prepare(paths, encoder, columns_of(config), split, config.strict_data, progress)
 
-    return runtime.start().main_first(load)
+    return here.main_first(load)

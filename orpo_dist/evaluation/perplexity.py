@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from orpo_dist.base.types import UserError
-from orpo_dist.engines import runtime
+from orpo_dist.engines.runtime import ALONE, Runtime
 from orpo_dist.evaluation.statistics import perplexity
 from orpo_dist.models.trained import TrainedModel, context_of
 from orpo_dist.scoring.packed_forward import sequence_logps
@@ -38,7 +38,11 @@ NO_TEXTS = TextSettings()
 
 
 def text_perplexity(
-    handle: TrainedModel, path: str, settings: TextSettings, progress: bool = True
+    handle: TrainedModel,
+    path: str,
+    settings: TextSettings,
+    here: Runtime = ALONE,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Perplexity per token and bits per byte of a text file; the processes share the windows.
 
@@ -53,7 +57,7 @@ def text_perplexity(
         raise UserError(f"text {path}: holds fewer than two tokens")
     handle.check_ids(ids)
     window, stride = _sizes(handle, settings)
-    nll = _text_nll(handle, ids, window, stride, progress)
+    nll = _text_nll(handle, ids, window, stride, here, progress)
     tokens = len(ids) - 1
     return {
         "text": path,
@@ -96,9 +100,9 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, i
 
 @torch.no_grad()
 def _text_nll(
-    handle: TrainedModel, ids: list[int], window: int, stride: int, progress: bool
+    handle: TrainedModel, ids: list[int], window: int, stride: int, here: Runtime, progress: bool
 ) -> float:
-    here, model = runtime.start(), handle.model.eval()
+    model = handle.model.eval()
     packed = make_scorer(model, handle.config.attention).packed
     every = torch.tensor(ids, device=model.device)
     parts = list(windows(len(ids), window, stride))

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.batching.steps import StepPlan
 from orpo_dist.data import PairDataset
-from orpo_dist.engines import runtime
 from orpo_dist.engines.allocator import keep_freed_memory
+from orpo_dist.engines.runtime import ALONE, Runtime
 from orpo_dist.scoring.objective import log_odds_ratio
 from orpo_dist.scoring.scorer import Scorer, make_scorer
 
@@ -81,10 +81,11 @@ def score_dataset(
     progress: bool = True,
     attention: str = "auto",
     token_budget: int | None = None,
+    here: Runtime = ALONE,
 ) -> ScoreTable:
     """Score every pair once with a model of transformers.
 
-    batch_size, token_budget: most pairs and tokens per forward pass.
+    batch_size, token_budget: most pairs and tokens per forward pass. here: who shares the work.
     """
     scorer = make_scorer(model, attention)
     model.eval()
@@ -94,7 +95,7 @@ def score_dataset(
 
     if model.device.type == "cpu":
         keep_freed_memory()
-    return score_pairs(score, pairs, scorer, batch_size, token_budget, progress)
+    return score_pairs(score, pairs, scorer, batch_size, token_budget, here, progress)
 
 
 @torch.no_grad()
@@ -104,6 +105,7 @@ def score_pairs(
     scorer: Scorer,
     batch_size: int,
     token_budget: int | None = None,
+    here: Runtime = ALONE,
     progress: bool = True,
 ) -> ScoreTable:
     """Score every pair once; the processes of a launch share the work, and all get all scores.
@@ -111,7 +113,6 @@ def score_pairs(
     score: the scores of a micro-batch. Micro-batches are the same on any number of processes, and
     with them the scores.
     """
-    here = runtime.start()
     scores = {name: np.zeros(len(pairs)) for name in SCORED}
     shown = None if progress and here.is_main else True
     with tqdm(total=len(pairs), desc="scoring", unit=" pairs", disable=shown) as bar:

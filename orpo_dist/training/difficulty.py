@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from orpo_dist.batching.token_budget import asked_budget
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import PairDataset, cache_root
 from orpo_dist.engines import runtime
@@ -39,13 +40,13 @@ def base_margins(config: ORPOConfig, pairs: PairDataset, here: Runtime) -> np.nd
         model = load_policy(config)
     if not getattr(model, "is_quantized", False):  # those are where they belong
         model = model.to(local_device())
-    budget = config.max_tokens_per_microbatch
     scores = score_dataset(
         model,
         pairs,
         config.batch_size,
         attention=config.attention,
-        token_budget=budget if isinstance(budget, int) else None,
+        token_budget=asked_budget(config),
+        here=here,
     )
     margins = np.round(scores.margin, DIGITS)
     here.on_main(lambda: _write(path, margins))

@@ -29,11 +29,12 @@ from orpo_dist.models.model import load_model_config, load_tokenizer
 from orpo_dist.models.trained import TrainedModel
 from orpo_dist.runs.changes import check_data
 from orpo_dist.runs.folder import RunFolder, read_json, write_json
-from orpo_dist.training.arguments import loggers, resolve
+from orpo_dist.training.arguments import loggers
 from orpo_dist.training.callbacks import AdviceLines, MetricsFile, Patience, named_log, tensorboard
 from orpo_dist.training.difficulty import base_margins
 from orpo_dist.training.merging import forget_merged, merge_in_place, open_merged
-from orpo_dist.training.summary import derived_truth
+from orpo_dist.training.settled import settle
+from orpo_dist.training.summary import derived_truth, settled_facts
 from orpo_dist.training.trainer import ORPOTrainer
 
 logger = logging.getLogger("orpo_dist")
@@ -87,6 +88,7 @@ class Stage:
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
         trainer.settle_budget()
+        self.folder.update_run(settled=settled_facts(trainer))
         own = self.folder if self.place is None else self.folder.stage(self.place.number)
         checkpoint = here.on_main(partial(own.go_on, checkpoint))
         logger.info("%s%s", f"{self.place}: " if self.place else "", derived_truth(trainer))
@@ -111,18 +113,18 @@ class Stage:
     ) -> ORPOTrainer:
         from transformers import set_seed
 
-        config, name = self.config, str(self.run.model)
+        config = self.config
         set_seed(config.seed)
         if checkpoint is not None:
             config = go_on_from(checkpoint, config, here)
-        config = resolve(
-            config, bool(config.valid_data_path or config.valid_split), here.world_size
-        )
         config = config.replace(chat_template=template_text(config.chat_template))
         if self.place is not None:  # where its checkpoints go
             config = config.replace(project_name=str(self.folder.stage(self.place.number).path))
-        tokenizer, encoder = load_encoder(name, config)
-        train_pairs, eval_pairs = here.main_first(lambda: load_data(config, encoder))
+        has_eval = bool(config.valid_data_path or config.valid_split)
+        tokenizer = load_tokenizer(str(self.run.model), config)
+        settled = settle(config, self.starts_from, has_eval, here, tokenizer)
+        config = settled.config
+        train_pairs, eval_pairs = here.main_first(lambda: load_data(config, settled.encoder))
         here.require_same("training data", train_pairs.digest)
         if checkpoint is not None:
             compared = partial(check_data, checkpoint, config, train_pairs, eval_pairs)
@@ -137,8 +139,8 @@ class Stage:
             args=config,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
-            processing_class=tokenizer,
             callbacks=[*own, *callbacks],
+            settled=settled,
         )
         trainer.asked = self.asked
         if self.place is not None:

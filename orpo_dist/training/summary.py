@@ -33,6 +33,32 @@ def derived_truth(trainer: ORPOTrainer) -> str:
     )
 
 
+def settled_facts(trainer: ORPOTrainer) -> dict[str, Any]:
+    """What was decided for this machine, launch and model: for run.json."""
+    config, plan, args = trainer.config, trainer.train_plan, trainer.args
+    assert plan is not None
+    limits = trainer.encoder.limits
+    return {
+        "engine": str(trainer.runtime.engine),
+        "processes": plan.world_size,
+        "device": args.device.type,
+        "precision": config.mixed_precision,
+        "attention": "packed" if trainer.scorer.packed else "padded",
+        "pairs_per_step": plan.global_batch,
+        "gradient_accumulation": config.gradient_accumulation,
+        "pairs_per_microbatch": plan.micro_batch,
+        "tokens_per_microbatch": plan.token_budget,
+        "steps": total_steps(config, plan),
+        "max_prompt_length": limits.prompt,
+        "max_completion_length": limits.completion,
+        "max_seq_length": limits.sequence,
+        "context": limits.context,
+        "eval_strategy": config.eval_strategy,
+        "save_strategy": config.save_strategy,
+        "logging_steps": config.logging_steps,
+    }
+
+
 FORMS = {
     "messages": "messages in the chat template",
     "wrapped": "plain prompts in the chat template",

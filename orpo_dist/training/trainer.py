@@ -24,25 +24,23 @@ from orpo_dist.data import (
     as_pairs,
     check_pairs,
     keep_used_template,
-    limits_of,
-    make_encoder,
 )
 from orpo_dist.engines import runtime
 from orpo_dist.engines.allocator import keep_freed_memory
-from orpo_dist.models.adapters import going_on
 from orpo_dist.models.answering import mend_generation, stop_at
 from orpo_dist.models.flops import model_flops
-from orpo_dist.models.model import look_at, make_policy
+from orpo_dist.models.model import make_policy
 from orpo_dist.models.randomness import refuse_random
 from orpo_dist.scoring.metrics import RunningMeans, step_means
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.packed_forward import causal_model
 from orpo_dist.scoring.scorer import Batch, agreed_scorer, balancing
-from orpo_dist.training.arguments import default_logging_steps, resolve, training_arguments
+from orpo_dist.training.arguments import default_logging_steps, training_arguments
 from orpo_dist.training.bad_steps import BadSteps, Suspects
 from orpo_dist.training.callbacks import ProgressLine
 from orpo_dist.training.rates import idle_steps
+from orpo_dist.training.settled import Settled, settle
 from orpo_dist.training.steady_trainer import SteadyTrainer
 from orpo_dist.training.throughput import Throughput, peak_flops
 
@@ -58,7 +56,8 @@ class ORPOTrainer(SteadyTrainer):
     args: the settings; ``args.model`` and ``args.data_path`` are not needed here.
     train_dataset, eval_dataset: rows with prompt, chosen and rejected (a ``datasets.Dataset``, any
     iterable of dicts), or a ``PairDataset``.
-    processing_class: the tokenizer. peft_config: wrap the model in this adapter.
+    processing_class: the tokenizer. peft_config: wrap the model in this adapter. settled: args and
+    tokenizer, where they are settled already.
 
     Raises ``UserError`` for settings or data that cannot work.
     """
@@ -76,24 +75,23 @@ class ORPOTrainer(SteadyTrainer):
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        settled: Settled | None = None,
     ):
-        config = args if args is not None else ORPOConfig()
-        require_config(config, "args")
-        self.runtime = runtime.start()
-        config = resolve(config, eval_dataset is not None, self.runtime.world_size)
-        if model is None or isinstance(model, str):
-            config = going_on(config, model)
-        processing_class, model_config, rows = look_at(model, config, processing_class)
-        limits = limits_of(config, model_config, rows)
-        self._encoder = make_encoder(processing_class, config, limits)
-        train_pairs = as_pairs(train_dataset, self._encoder, config, training=True)
-        eval_pairs = as_pairs(eval_dataset, self._encoder, config)
-        keep_used_template(self._encoder, train_pairs, eval_pairs)
+        if settled is None:
+            asked = args if args is not None else ORPOConfig()
+            require_config(asked, "args")
+            here, has_eval = runtime.start(), eval_dataset is not None
+            settled = settle(asked, model, has_eval, here, processing_class)
+        config, processing_class = settled.config, settled.tokenizer
+        self.runtime, self.encoder = settled.here, settled.encoder
+        train_pairs = as_pairs(train_dataset, self.encoder, config, training=True)
+        eval_pairs = as_pairs(eval_dataset, self.encoder, config)
+        keep_used_template(self.encoder, train_pairs, eval_pairs)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy = make_policy(model, config, peft_config)
         mend_generation(causal_model(policy))
-        stop_at(causal_model(policy), self._encoder.end_id)
+        stop_at(causal_model(policy), self.encoder.end_id)
         refuse_random(policy, self.runtime)
         scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         self.scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
@@ -156,9 +154,9 @@ class ORPOTrainer(SteadyTrainer):
         if pairs is None:
             raise UserError("evaluation needs an eval_dataset")
         if not isinstance(pairs, PairDataset):
-            pairs = as_pairs(pairs, self._encoder, self.config)
+            pairs = as_pairs(pairs, self.encoder, self.config)
         elif pairs is not self.eval_dataset:
-            check_pairs(pairs, self._encoder, "eval_dataset")
+            check_pairs(pairs, self.encoder, "eval_dataset")
         plain: dict[str, Any] = dict.fromkeys(("data_weights", "data_temperature", "curriculum"))
         if self.train_plan is None:  # nothing has told what fits
             plain |= {"gradient_accumulation": 1, "global_batch_size": None}
