@@ -198,7 +198,7 @@ class EngineTrainer(SavingTrainer):
             state_dict = without_twins(state_dict, model)
         with without_card(model), as_it_was(model):
             super()._save(output_dir, state_dict)
-        if self.args.should_save:
+        if self.runtime.is_main:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             if hasattr(model, "get_base_model"):

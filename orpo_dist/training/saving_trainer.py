@@ -98,7 +98,7 @@ class SavingTrainer(Trainer):
                 self._saves_to = None
             self._note_best(folder)
             self._note_callbacks()
-            if self.args.should_save:
+            if self.runtime.is_main:
                 self.write_settings(scratch / name)
                 self.state.save_to_json(str(scratch / name / TRAINER_STATE_NAME))
             later, self.unwritten = self.unwritten, None

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.base.failure import LOST
+from orpo_dist.base.failure import LOST, rank_among_others
 from orpo_dist.base.types import UserError
 from orpo_dist.config import build_config
 from orpo_dist.runs.folder import write_json
@@ -39,7 +39,7 @@ def train_worker(task: dict[str, Any]) -> None:
     # A checkpoint that is reported is in its place: other trials may go on from it at once.
     config = build_config({**task["config"], "async_save": False})
     folder = Path(config.project_name)
-    if os.environ.get("RANK", "0") == "0":
+    if not rank_among_others():
         _leave_place(folder)
     _log_to(folder / LOG)
     try:
@@ -87,7 +87,7 @@ def _leave_reason(folder: Path, error: BaseException) -> None:
         {
             "reason": ": ".join(part for part in (reason, first) if part)[:500],
             "final": memory or (isinstance(error, UserError) and not isinstance(error, InUse)),
-            "rank": int(os.environ.get("RANK", "0")),
+            "rank": rank_among_others() or 0,
             "traceback": "".join(traceback.format_exception(error)),
         },
     )
@@ -95,7 +95,7 @@ def _leave_reason(folder: Path, error: BaseException) -> None:
 
 def _log_to(path: Path) -> None:
     """Our lines of rank 0 also go into the trial's folder: Ray keeps its workers' output apart."""
-    if os.environ.get("RANK", "0") != "0":
+    if rank_among_others():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")

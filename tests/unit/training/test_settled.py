@@ -16,13 +16,12 @@ from tests.conftest import DEMO
 
 
 def run(model: Path, folder: Path, **more: Any) -> dict[str, Any]:
-    train(
-        ORPOConfig(
-            model=str(model), data_path=[str(DEMO / "train.jsonl")], project_name=str(folder),
-            valid_data_path=[str(DEMO / "eval.jsonl")], max_steps=1, batch_size=2, log="none",
-            gradient_accumulation=2, max_completion_length=40, **more,
-        )  # fmt: skip
-    )
+    config = ORPOConfig(
+        model=str(model), data_path=[str(DEMO / "train.jsonl")], project_name=str(folder),
+        valid_data_path=[str(DEMO / "eval.jsonl")], max_steps=1, batch_size=2, log="none",
+        gradient_accumulation=2, max_completion_length=40, **more,
+    )  # fmt: skip
+    train(config)
     found: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return found
 
