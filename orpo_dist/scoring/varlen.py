@@ -20,6 +20,7 @@ from torch import Tensor
 
 from orpo_dist.scoring.parcel import Parcel, together
 from orpo_dist.scoring.ragged import begins, runs
+from orpo_dist.upstream.kernels import varlen_backward
 
 MAX_HEAD_DIM = 256  # of flash attention
 
@@ -187,7 +188,7 @@ class _Call:
         """Gradients of query, key and value; saved: these, the output and its log-sum-exp."""
         state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of dropout: there is none
         causal = self.window == (-1, 0)
-        return torch.ops.torch_attn._varlen_attn_backward(
+        return varlen_backward(
             grad, *saved, *self.places, causal, state, self.scale, list(self.window)
         )
 
