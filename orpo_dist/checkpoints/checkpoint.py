@@ -15,6 +15,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.runs.changes import keep_step
 from orpo_dist.runs.manifest import facts_of
+from orpo_dist.upstream.deepspeed import whole_shape
 
 
 class IncompleteWeights(RuntimeError):
@@ -102,9 +103,7 @@ def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Names and whole shapes of what has to be saved: the adapter, or else every parameter."""
     adapter = hasattr(model, "get_base_model")
     return {
-        name.replace(".default", "") if adapter else name: tuple(
-            getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves empty tensors behind
-        )
+        name.replace(".default", "") if adapter else name: tuple(whole_shape(parameter))
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or not adapter
     }

@@ -15,6 +15,7 @@ from orpo_dist.base.outage import is_outage
 from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.data.files import is_data_file, read_file
 from orpo_dist.data.folders import folder_files
+from orpo_dist.upstream.datasets import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,4 @@ def _datasets_source(path: str, split: str, local: bool) -> Source:
             )
         found = found[split]
     rows = ((f"{path}[{split}]:{number}", row) for number, row in enumerate(found, start=1))
-    return Source(path.rstrip("/").rpartition("/")[2], rows, [path, split, found._fingerprint])
+    return Source(path.rstrip("/").rpartition("/")[2], rows, [path, split, fingerprint_of(found)])

@@ -1,7 +1,7 @@
 """The runtime: which process this is, on which engine, and how all processes act as one.
 
 Started once, before transformers builds its ``TrainingArguments``. DeepSpeed and FSDP2 also run on
-machines without a GPU, over gloo; accelerate has no route for that, so ``_start_on_cpu`` lays one.
+machines without a GPU, over gloo, by a route that ``upstream`` lays.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from orpo_dist.engines.engine import (
     engine_of,
     read_deepspeed,
 )
+from orpo_dist.upstream import check
+from orpo_dist.upstream.accelerate import join_on_cpu
+from orpo_dist.upstream.deepspeed import is_dealt_out, reduce_by_gloo
 
 T = TypeVar("T")
 
@@ -143,6 +146,7 @@ def start() -> Runtime:
     environment = os.environ
     grow_segments()
     engine = engine_of(environment)
+    _check_libraries(engine)
     if engine == SINGLE:
         return ALONE
     if "RANK" not in environment:
@@ -158,32 +162,40 @@ def start() -> Runtime:
     if torch.cuda.is_available():
         _start_on_gpus(local_rank)
     else:
-        _start_on_cpu(engine)
+        join_on_cpu(engine.name)
     assert dist.get_world_size() == world_size, "the launcher's world did not come up"
     control = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size > 1 else None
     return Runtime(rank, local_rank, world_size, engine, control)
+
+
+def _check_libraries(engine: Engine) -> None:
+    """``UserError`` where a library lacks what is reached for in it (``upstream``)."""
+    if engine.deepspeed:
+        deepspeed_follows_torch()
+    check("accelerate", "hf_models", "torch")
+    if torch.cuda.is_available():
+        check("kernels")
 
 
 def _check_deepspeed_here(engine: Engine) -> None:
     """``UserError`` where DeepSpeed, its file or what it offloads to is not to be had."""
     path = deepspeed_file(os.environ)
     check_deepspeed(read_deepspeed(path), path)
-    deepspeed_follows_torch()
     try:
-        import deepspeed
         from deepspeed.ops.op_builder import AsyncIOBuilder
     except ImportError as error:
         raise UserError(
             f"{engine.name} needs DeepSpeed: DS_BUILD_OPS=0 pip install --no-build-isolation "
             "'orpo_dist[deepspeed]'"
         ) from error
+    check("deepspeed")
     if engine.offload == "nvme" and not AsyncIOBuilder().is_compatible():
         raise UserError(
             f"{engine} needs DeepSpeed's asynchronous I/O, which needs libaio and its headers "
             "(Debian: libaio-dev); install them, or use the preset zero3_offload"
         )
-    if not torch.cuda.is_available():  # gloo does, without a compiler at hand
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        reduce_by_gloo()
 
 
 def _start_on_gpus(local_rank: int) -> None:
@@ -195,46 +207,6 @@ def _start_on_gpus(local_rank: int) -> None:
             "start one process per GPU (--num-processes)"
         )
     PartialState()
-
-
-def _start_on_cpu(engine: Engine) -> None:
-    """Bring up gloo and tell accelerate that its engine is there.
-
-    accelerate 1.15 takes a CPU for the end of DeepSpeed and FSDP: with them asked for, its state
-    would be a world of one. So it joins as plain CPU processes, and is then told the truth.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    os.environ.pop("ACCELERATE_USE_CPU", None)  # would end DeepSpeed and FSDP as well
-    asked = os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    try:
-        state = PartialState(cpu=True)
-    finally:
-        if asked is not None:
-            os.environ["ACCELERATE_USE_DEEPSPEED"] = asked
-    if engine.name == "ddp":
-        return
-    shared = state._shared_state
-    # The type that becomes FSDP once accelerate sees its plugin is MULTI_GPU.
-    shared["distributed_type"] = (
-        DistributedType.DEEPSPEED if engine.deepspeed else DistributedType.MULTI_GPU
-    )
-    shared["_cpu"] = False
-
-
-def forget_engine() -> None:
-    """Let the next trainer of this process set its engine up anew, in the same process group.
-
-    accelerate keeps one DeepSpeed or FSDP plugin a process, filled with the first one's settings.
-    """
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    AcceleratorState._reset_state()
-    shared = PartialState._shared_state
-    if shared.get("distributed_type") == DistributedType.FSDP:
-        shared["distributed_type"] = DistributedType.MULTI_GPU  # becomes FSDP as it did at first
 
 
 def leave() -> None:
@@ -255,19 +227,6 @@ def running_engine(model: Any) -> str:
     if type(model).__name__ == "DeepSpeedEngine":
         return f"zero{model.zero_optimization_stage()}"
     return "single"
-
-
-@contextlib.contextmanager
-def whole_weights() -> Iterator[None]:
-    """Within it, models are loaded whole, also in a process of ZeRO-3."""
-    from transformers.integrations import deepspeed as hook
-
-    former = hook._hf_deepspeed_config_weak_ref
-    hook.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        hook._hf_deepspeed_config_weak_ref = former
 
 
 def gather_as_one(module: Any) -> None:
@@ -291,7 +250,7 @@ def gathered_while_used(model: Any) -> Iterator[None]:
     lent = {m.base_layer: m for m in model.modules() if hasattr(m, "base_layer")}
     partitioned: dict[Any, list[Any]] = {}
     for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if hasattr(p, "ds_id")]
+        own = [p for p in module.parameters(recurse=False) if is_dealt_out(p)]
         if own:
             partitioned.setdefault(lent.get(module, module), []).extend(own)
     handles = []

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from orpo_dist.ensembles.members import Member, refuse_different_vocabularies
 from orpo_dist.models.trained import context_of
 from orpo_dist.scoring.packed_forward import causal_model
+from orpo_dist.upstream.hf_models import OwnCaches, set_attention
 
 AverageOf = Literal["probabilities", "logits"]
 
@@ -75,19 +76,17 @@ class MemberCaches(Cache):
             cache.crop(max_length)
 
 
-class AverageModel(PreTrainedModel, GenerationMixin):
+class AverageModel(OwnCaches, PreTrainedModel, GenerationMixin):
     """The average of members with one vocabulary. Raises ``UserError`` if theirs differ.
 
     Cannot be saved or trained: its members belong to themselves.
     """
 
-    _supports_sdpa = True
-
     def __init__(self, members: Sequence[Member], average_of: AverageOf = "probabilities"):
         refuse_different_vocabularies(members)
         first = causal_model(members[0].handle.model)
         config = copy.deepcopy(first.config)
-        config._attn_implementation = "sdpa"
+        set_attention(config, "sdpa")
         contexts = [context_of(causal_model(member.handle.model)) for member in members]
         if known := [context for context in contexts if context]:
             config.get_text_config().max_position_embeddings = min(known)
@@ -103,10 +102,6 @@ class AverageModel(PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         return self.members[0].handle.model.dtype
-
-    def _supports_default_dynamic_cache(self) -> bool:
-        """No: ``forward`` makes the caches of the members."""
-        return False
 
     def forward(
         self,

@@ -29,6 +29,8 @@ from orpo_dist.base.exits import (
 from orpo_dist.base.signals import ENDING, LAST_WORDS, Demands, hear_signals
 from orpo_dist.engines.lifeline import announce_launcher
 from orpo_dist.launch.presets import Preset
+from orpo_dist.upstream import check
+from orpo_dist.upstream.accelerate import launch_options
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
@@ -67,14 +69,13 @@ def preset_environment(preset: Preset) -> dict[str, str]:
     """
     if preset.engine.name in ("single", "ddp"):
         return {}
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    check("accelerate")
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     words = ["--config_file", str(preset.path), "--num_processes", "2", "--main_process_port", "0"]
     if preset.deepspeed is not None:
         words += ["--deepspeed_config_file", str(preset.deepspeed)]
-    parsed = launch_command_parser().parse_args([*words, "-"])
-    options, defaults, _ = _validate_launch_command(parsed)
+    options, defaults = launch_options([*words, "-"])
     if preset.engine.deepspeed:  # accelerate's launch_command adds this on its way
         options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         environment = prepare_deepspeed_cmd_env(options)[1]

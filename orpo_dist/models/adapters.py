@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.models.targets import fitted
 from orpo_dist.runs.folder import read_json
+from orpo_dist.upstream import check
 
 logger = logging.getLogger("orpo_dist")
 
@@ -110,22 +109,6 @@ def say_going_on(config: ORPOConfig, quantization: str | None) -> None:
         )  # fmt: skip
 
 
-@contextlib.contextmanager
-def without_card(model: Any) -> Iterator[None]:
-    """Within it, PEFT writes no README.md, which would name the base by its path on this machine.
-
-    Nor does it touch one that is there.
-    """
-    if not hasattr(model, "create_or_update_model_card"):
-        yield
-        return
-    model.create_or_update_model_card = lambda folder: None
-    try:
-        yield
-    finally:
-        del model.create_or_update_model_card
-
-
 def complete_adapter(folder: Path, model: Any) -> None:
     """Give an adapter that PEFT has saved what plain transformers needs to answer as in training.
 
@@ -177,6 +160,7 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     checkpointing here is not the reentrant kind that needs gradients of inputs, and what is left of
     it casts embeddings, norms and head to fp32.
     """
+    check("peft")
     from peft import get_peft_model
 
     peft_config = fitted(model, peft_config)

@@ -114,7 +114,7 @@ def mend_generation(model: Any) -> None:
         return
     values = {k: v for k, v in config.to_dict().items() if v is not None}
     good = mended(values)
-    _say(model.config._name_or_path, values, good)
+    _say(model.config.name_or_path, values, good)
     model.generation_config = type(config)(**good)
 
 

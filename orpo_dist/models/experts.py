@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from orpo_dist.upstream.deepspeed import whole_shape
+
 # How configs call the number of experts that a token is sent to.
 USED = (
     "num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "num_experts_per_token",
@@ -36,12 +38,7 @@ def _routed(core: nn.Module) -> Iterator[tuple[int, list[nn.Parameter]]]:
             yield len(module), list(module.parameters())
         elif "Expert" in kind and "Shared" not in kind and own:
             counts = [getattr(module, name, None) for name in ("num_experts", "moe_num_experts")]
-            yield next(filter(None, counts), _shape(own[0])[0]), own
-
-
-def _shape(parameter: nn.Parameter) -> Any:
-    """Also of a weight that DeepSpeed ZeRO-3 has partitioned."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+            yield next(filter(None, counts), whole_shape(own[0])[0]), own
 
 
 def _used(config: Any) -> float:

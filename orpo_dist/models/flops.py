@@ -14,6 +14,7 @@ import torch
 from orpo_dist.batching.steps import Work
 from orpo_dist.models.experts import used_shares
 from orpo_dist.scoring.model_config import number_of
+from orpo_dist.upstream.deepspeed import whole_shape
 
 logger = logging.getLogger("orpo_dist")
 
@@ -105,5 +106,5 @@ def _attention(decoder: Any, config: Any) -> tuple[int, float] | None:
 
 def _size(parameter: torch.nn.Parameter) -> tuple[int, int]:
     """Elements and dimensions of a weight, also of one that DeepSpeed ZeRO-3 has partitioned."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return torch.Size(shape).numel(), len(shape)
+    shape = whole_shape(parameter)
+    return shape.numel(), len(shape)

@@ -36,7 +36,7 @@ def refuse_not_causal(model_config: Any, what: str) -> None:
 
 
 def _why_not_causal(config: Any) -> str:
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config.model_type or type(config).__name__
     heads = [
@@ -52,7 +52,7 @@ def _why_not_causal(config: Any) -> str:
         reason = f"has another head than one for the next word ({heads[0]})"
     elif alone:
         reason = f"{alone} ({kind})"
-    elif own_code or type(config) in AutoModelForCausalLM._model_mapping:
+    elif own_code or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         reason = f"sees a text in both directions ({kind})" if _looks_ahead(config, kind) else ""
     elif any(getattr(config, sense, None) is not None for sense in SENSES):
         reason = f"takes images or sound beside text ({kind})"

@@ -16,7 +16,6 @@ from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import rows_of
-from orpo_dist.engines import runtime
 from orpo_dist.models.adapters import FILE as ADAPTER
 from orpo_dist.models.adapters import add_adapter, base_of, is_adapter, lora_config
 from orpo_dist.models.answering import mended_file, own_settings
@@ -25,6 +24,9 @@ from orpo_dist.models.quantisation import quantization_config
 from orpo_dist.models.randomness import quiet
 from orpo_dist.models.targets import reached
 from orpo_dist.models.towers import say_frozen
+from orpo_dist.upstream import check
+from orpo_dist.upstream.bitsandbytes import keep_trainable
+from orpo_dist.upstream.hf_models import whole_weights
 
 logger = logging.getLogger("orpo_dist")
 
@@ -56,6 +58,16 @@ def locate(model: str) -> str:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"model {model}: no such folder")
     return model
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """The commit that a model of the hub stands at here; None for a folder."""
+    from transformers.utils import cached_file, extract_commit_hash
+
+    for name in ("config.json", ADAPTER):
+        with contextlib.suppress(OSError):  # not there
+            return extract_commit_hash(cached_file(model, name, revision=revision), None)
+    return None
 
 
 def load_tokenizer(model: str, config: ORPOConfig) -> Any:
@@ -115,7 +127,7 @@ def look_at(model: Any, config: ORPOConfig, tokenizer: Any = None) -> Known:
         found = load_model_config(name, config)
         return tokenizer or load_tokenizer(name, config), found, rows_of(found)
     refuse_not_causal(model.config, f"model {type(model).__name__}")
-    tokenizer = tokenizer or load_tokenizer(model.config._name_or_path, config)
+    tokenizer = tokenizer or load_tokenizer(model.config.name_or_path, config)
     return tokenizer, model.config, embedding_rows(model)
 
 
@@ -195,6 +207,7 @@ def _adapted(model: Any, peft_config: Any) -> Any:
 
 def _in_adapter(base: Any, folder: str | Path, **options: Any) -> Any:
     """The base in the adapter that lies in a folder, answering by the settings beside it."""
+    check("peft")
     from peft import PeftModel
 
     base.generation_config = own_settings(folder) or base.generation_config
@@ -216,6 +229,7 @@ def load_weights(
     # ZeRO-3 places weights itself; everyone else must have quantised ones on the device at once.
     placed = quantization is not None and not is_deepspeed_zero3_enabled()
     placement = {"device_map": {"": local_device()}} if placed else {}
+    check("hf_models", "torch")
     load_model_config(model, config)  # refuses what is no causal model, before reading weights
     source = _base_source(model, config)
     with _loading("model", model):
@@ -234,11 +248,7 @@ def load_weights(
             f"model {model}: its weights lack {len(missing)} tensors that its config.json asks "
             f"for, first {missing[0]}; they would be random"
         )
-    for module in loaded.modules():
-        # bitsandbytes 0.50 repacks int4 weights for AVX512 at the first evaluation and then trains
-        # on with a product that has no gradient.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    keep_trainable(loaded)
     return loaded
 
 
@@ -283,6 +293,6 @@ def merged_model(adapter: Path, config: ORPOConfig) -> Any:
 
     The base is loaded anew, whole and in full, so that neither shards nor rounding get into it.
     """
-    with runtime.whole_weights():
+    with whole_weights():
         base = load_weights(str(adapter), config, torch.float32)
     return _in_adapter(base, adapter, torch_device="cpu").merge_and_unload()

@@ -9,6 +9,7 @@ import torch
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines import runtime
+from orpo_dist.upstream import check
 
 
 def quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
@@ -21,6 +22,7 @@ def quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
         raise UserError(
             f"quantization {config.quantization} needs bitsandbytes: pip install 'orpo_dist[quant]'"
         ) from error
+    check("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "int8":

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import UserError
@@ -33,6 +32,9 @@ logger = logging.getLogger("orpo_dist")
 DROPS = re.compile(r"drop")  # dropout, attn_pdrop, layerdrop, drop_prob, ...
 ELSEWHERE = re.compile(r"classifier|summary")  # of heads that a language model does not run
 JITTERS = re.compile(r"jitter")
+DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
 KEPT = "orpo_kept"  # attribute of a quiet model: what its config said before
 ADAPTER = "lora_dropout"  # a setting of its own
 
@@ -73,7 +75,7 @@ def _quiet_config(model: Any) -> list[tuple[str, float]]:
 
 def _quiet_module(module: nn.Module) -> Iterator[str]:
     """Switch one module's own randomness off; yields what there was."""
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, DROPOUTS):
         if module.p:
             yield "dropout layers"
         module.p = 0.0
@@ -209,7 +211,7 @@ def _without_adapter_dropout(model: nn.Module) -> Iterator[None]:
     found = [
         (module, module.p)
         for path, module in model.named_modules()
-        if ADAPTER in path and isinstance(module, _DropoutNd)
+        if ADAPTER in path and isinstance(module, DROPOUTS)
     ]
     for module, _ in found:
         module.p = 0.0

@@ -22,6 +22,7 @@ from orpo_dist.base.types import UserError
 from orpo_dist.models.randomness import quiet
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.miniature import miniature
+from orpo_dist.upstream.deepspeed import whole_size
 
 logger = logging.getLogger("orpo_dist")
 
@@ -221,7 +222,7 @@ def reached(policy: Any, peft_config: Any) -> str:
             experts[held] += size
         if isinstance(module, BaseTunerLayer):
             names[path.rpartition(".")[2]] += 1
-    weights = sum(_numel(p) for p in policy.parameters() if p.requires_grad)
+    weights = sum(whole_size(p) for p in policy.parameters() if p.requires_grad)
     said = (
         f"{sum(names.values())} modules ({', '.join(f'{n} {c}' for n, c in sorted(names.items()))})"
         f", {weights:,} weights to train; they reach {adapted / total:.0%} of the base's {total:,}"
@@ -239,8 +240,4 @@ def _size(module: nn.Module) -> int:
     """Weights of a module itself; quantised ones are packed, and sharded ones elsewhere."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
-    return sum(_numel(p) for p in module.parameters(recurse=False))
-
-
-def _numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return sum(whole_size(p) for p in module.parameters(recurse=False))

@@ -16,11 +16,12 @@ import torch
 from orpo_dist.batching.steps import StepPlan
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.engine import Engine
-from orpo_dist.engines.runtime import Runtime, whole_weights
+from orpo_dist.engines.runtime import Runtime
 from orpo_dist.planning.estimate import Estimator, Machine
 from orpo_dist.planning.plan import most_pairs_that_fit, pairs_at_most
 from orpo_dist.planning.skeleton import method_of
 from orpo_dist.scoring.packed_forward import causal_model
+from orpo_dist.upstream.hf_models import whole_weights
 
 logger = logging.getLogger("orpo_dist")
 

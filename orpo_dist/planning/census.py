@@ -14,6 +14,7 @@ from orpo_dist.planning.layers import depths, kinds_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.packed_forward import causal_model
+from orpo_dist.upstream.hf_models import block_classes
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,6 @@ def _active(core: Any, weights: list[Any]) -> int:
 
 def _blocks(core: Any) -> list[Any]:
     """The layers, which FSDP2 wraps one by one; the whole model where they have no name."""
-    names = set(getattr(core, "_no_split_modules", None) or ())
+    names = block_classes(core)
     found = [module for module in core.modules() if type(module).__name__ in names]
     return found or [core]

@@ -11,13 +11,9 @@ import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from orpo_dist.base.types import Pair
 from orpo_dist.config import ORPOConfig
@@ -27,31 +23,25 @@ from orpo_dist.scoring import packed_forward
 from orpo_dist.scoring.hardware import HERE, MAX_HEAD_DIM, Hardware
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.scorer import Scorer, adopt_scorer
+from orpo_dist.upstream import check
+from orpo_dist.upstream.hf_models import experts_multiply_by
+from orpo_dist.upstream.torch import storage_id, watching, without_data
 
 Lengths = tuple[int, int, int]  # tokens of prompt, chosen and rejected
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes:
     """Bytes of the storages that are alive, and the most there were.
 
     known: tensors that are not counted (weights, their gradients).
     """
 
     def __init__(self, known: Sequence[Tensor] = ()):
-        super().__init__()
         self.live = self.peak = 0
-        self._sizes: dict[int, int] = {x.untyped_storage()._cdata: 0 for x in known}
+        self._sizes: dict[int, int] = {storage_id(x): 0 for x in known}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor)
-        return result
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+    def count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), storage_id(tensor)
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
             self.live += self._sizes[key]
@@ -78,10 +68,11 @@ def micro_batch_bytes(
     pairs: the lengths of its pairs. layers: of the model to run; default all. gpu: compute as on a
     GPU. The rest as in ``skeleton.build``.
     """
+    check("hf_models", "torch")
     model = build(hf_config, config, method, precision, layers, engine_casts)
     if checkpointing:
         _checkpoint(model)
-    with FakeTensorMode(), _experts():
+    with without_data(), _experts():
         _off_meta(model)
         core = packed_forward.causal_model(model)
         packs = config.attention != "padded" and packed_forward.why_not_packed(core) is None
@@ -94,7 +85,8 @@ def micro_batch_bytes(
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         autocast = precision != "none" and not engine_casts
-        with LiveBytes(list(_held(model))) as count:
+        count = LiveBytes(list(_held(model)))
+        with watching(count.count):
             with torch.autocast("cpu", HALF[precision], enabled=autocast):
                 scores = scorer.score(model, batch)
             loss, _ = orpo_loss(scores, 1.0, "additive", len(pairs), sum(c for _, c, _ in pairs))
@@ -107,17 +99,17 @@ def _off_meta(model: Any) -> None:
     """Fake tensors of a CPU in place of those of the meta device, which kernels tell apart."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is not None and id(old) not in made:
-                    new = torch.empty(old.shape, dtype=old.dtype)
-                    made[id(old)] = (
-                        torch.nn.Parameter(new, old.requires_grad)
-                        if isinstance(old, torch.nn.Parameter)
-                        else new
-                    )
-                if old is not None:
-                    tensors[name] = made[id(old)]
+        options = {"recurse": False, "remove_duplicate": False}
+        held = module.named_parameters(**options), module.named_buffers(**options)
+        for name, old in [*held[0], *held[1]]:
+            if id(old) not in made:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                made[id(old)] = (
+                    torch.nn.Parameter(new, old.requires_grad)
+                    if isinstance(old, torch.nn.Parameter)
+                    else new
+                )
+            setattr(module, name, made[id(old)])
 
 
 def _pair(lengths: Lengths) -> Pair:
@@ -162,13 +154,9 @@ class PlannedGpu(Hardware):
         return tuple(torch.empty_like(x) for x in saved[:3])
 
 
-@contextlib.contextmanager
-def _experts() -> Iterator[None]:
-    """Products of experts in every precision: torch's own over fake tensors knows bf16 alone."""
-    from transformers.integrations import moe
-
-    with mock.patch.object(moe, "_grouped_mm", lambda x, weight, offs: _Grouped.apply(x, weight)):
-        yield
+def _experts() -> contextlib.AbstractContextManager[None]:
+    """Products of experts in every precision."""
+    return experts_multiply_by(lambda x, weight, offs: _Grouped.apply(x, weight))
 
 
 class _Grouped(torch.autograd.Function):

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_dist.scoring.masks import PackedMask, Unpackable, is_packing, mask_instead_of
 from orpo_dist.scoring.varlen import varlen_attention
+from orpo_dist.upstream.hf_models import attention_of
 
 PREFIX = "orpo_packed_"
 FORMER = ("sdpa", "eager")
@@ -32,7 +33,7 @@ WITHOUT_EFFECT = {
 
 def use_packed_attention(model: Any) -> None:
     """Let the model's attention understand ``PackedMask``. Raises where it cannot be set."""
-    former = model.config._attn_implementation
+    former = attention_of(model.config)
     if not str(former).startswith(PREFIX):
         model.set_attn_implementation(PREFIX + ("eager" if former == "eager" else "sdpa"))
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orpo_dist.upstream.kernels import varlen_backward
+
 MAX_HEAD_DIM = 256  # of flash attention
 BLOCK_BYTES = 2**22  # logits that a CPU turns into log-probs at a time: 4 MiB, to stay in its cache
 
@@ -59,9 +61,7 @@ class Hardware:
         """Gradients of query, key and value; saved: these, the output and its log-sum-exp."""
         state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of dropout: there is none
         causal = window == (-1, 0)
-        return torch.ops.torch_attn._varlen_attn_backward(
-            grad, *saved, *places, causal, state, scale, list(window)
-        )
+        return varlen_backward(grad, *saved, *places, causal, state, scale, list(window))
 
 
 HERE = Hardware()

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from orpo_dist.engines.runtime import whole_weights
 from orpo_dist.scoring.model_config import parts
 from orpo_dist.scoring.ropes import teach_ropes
 from orpo_dist.scoring.switches import changing
+from orpo_dist.upstream.deepspeed import whole_size
+from orpo_dist.upstream.hf_models import attention_of, layers_own, set_attention, whole_weights
 
 REACH = 12  # tokens; windows and switches are at most this long in a miniature
 VOCABULARY, WIDTH, EXPERTS = 256, 64, 4
@@ -39,7 +40,7 @@ def miniature(core: Any) -> Any:
     shrinks = [[], [_narrow, _few], [_few]]
     for shrink in shrinks if is_small(core) else shrinks[1:]:
         config = copy.deepcopy(core.config)
-        config._attn_implementation = _plain_attention(core.config)
+        set_attention(config, _plain_attention(core.config))
         for part in parts(config):
             part.__dict__.pop("quantization_config", None)
             for change in shrink:
@@ -55,13 +56,13 @@ def miniature(core: Any) -> Any:
 
 def _plain_attention(config: Any) -> str:
     """What runs on a CPU and is, beside the packed path, what the model computes."""
-    return "eager" if str(config._attn_implementation).endswith("eager") else "sdpa"
+    return "eager" if str(attention_of(config)).endswith("eager") else "sdpa"
 
 
 def is_small(core: Any) -> bool:
     """Whether a model need not be made smaller to be proved on a CPU."""
     whole = not getattr(core, "is_quantized", False)
-    return whole and sum(getattr(p, "ds_numel", p.numel()) for p in core.parameters()) <= SMALL
+    return whole and sum(whole_size(p) for p in core.parameters()) <= SMALL
 
 
 def in_fp32(core: Any) -> Any:
@@ -81,7 +82,7 @@ def _narrow(config: Any) -> None:
     config.num_attention_heads, config.hidden_size = fewer, fewer * size
     if key_heads is not None:
         config.num_key_value_heads = fewer_keys
-    for own in _layers_own(config):
+    for own in layers_own(config):
         for name, most in zip(names, (fewer, fewer_keys), strict=False):
             if name in own:
                 own[name] = min(own[name], most)
@@ -90,12 +91,6 @@ def _narrow(config: Any) -> None:
 def _own(config: Any, name: str) -> Any:
     """What a config holds by a name itself, whatever single layers have."""
     return vars(config).get(config.attribute_map.get(name, name))
-
-
-def _layers_own(config: Any) -> list[dict[str, Any]]:
-    """What single layers have in place of the config's (Gemma 4, Dots 3)."""
-    spec = getattr(config, "_heterogeneity_spec", None)
-    return list(spec.per_layer_overrides.values()) if spec else []
 
 
 def _few(config: Any) -> None:

@@ -22,6 +22,7 @@ from orpo_dist.scoring.packing import PackedBatch
 from orpo_dist.scoring.routing import balance
 from orpo_dist.scoring.row_layers import forget_rows, stateful_layers, teach_rows
 from orpo_dist.scoring.switches import turning
+from orpo_dist.upstream.hf_models import takes_attention
 
 
 def causal_model(model: Any) -> Any:
@@ -45,7 +46,7 @@ def why_not_packed(core: Any) -> str | None:
         return "has no separate backbone and vocabulary head"
     if "position_ids" not in inspect.signature(backbone(core).forward).parameters:
         return "takes no position_ids"
-    if not type(core)._can_set_attn_implementation():  # setting it would only log a warning
+    if not takes_attention(core):  # setting it would only log a warning
         return "has attention of its own, not from transformers' interface"
     return None
 

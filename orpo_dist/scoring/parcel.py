@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orpo_dist.upstream.torch import storage_id
+
 ALIGNMENT = 16  # bytes; every field begins at a multiple
 
 
@@ -70,12 +72,12 @@ def _each_buffer_once(carry: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
     carried: dict[int, Tensor] = {}
 
     def move(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in carried:
+        storage = storage_id(tensor)
+        if storage not in carried:
             empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-            carried[storage._cdata] = carry(empty.set_(storage))
+            carried[storage] = carry(empty.set_(tensor.untyped_storage()))
         place = int(tensor.storage_offset()) * tensor.element_size()
-        return _view(carried[storage._cdata], place, tensor.dtype, tensor.shape)
+        return _view(carried[storage], place, tensor.dtype, tensor.shape)
 
     return move
 

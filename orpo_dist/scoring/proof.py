@@ -19,6 +19,7 @@ from orpo_dist.base.types import Pair, PairScores
 from orpo_dist.scoring.head import FORMER
 from orpo_dist.scoring.miniature import REACH
 from orpo_dist.scoring.model_config import number_of
+from orpo_dist.upstream.accelerate import has_hook
 
 # (prompt, chosen, rejected): prompts and answers on both sides of REACH, also in one pair, and next
 # to nothing.
@@ -175,7 +176,7 @@ def _is_foreign(module: Any, known: set[type]) -> bool:
 def _has_own_forward(module: Any) -> bool:
     """Unless it is this toolkit's, or that of accelerate, which places weights."""
     own = vars(module).get("forward")
-    return own is not None and not hasattr(own, FORMER) and not hasattr(module, "_hf_hook")
+    return own is not None and not hasattr(own, FORMER) and not has_hook(module)
 
 
 @torch.no_grad()

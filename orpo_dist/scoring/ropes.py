@@ -69,5 +69,5 @@ def _forget(rope: Any) -> None:
     for layers, kind in kinds.items() if isinstance(kinds, dict) else [("", kinds)]:
         if kind == "dynamic":
             prefix = layers and f"{layers}_"
-            rope._buffers[f"{prefix}inv_freq"] = rope._buffers[f"{prefix}original_inv_freq"]
+            setattr(rope, f"{prefix}inv_freq", getattr(rope, f"{prefix}original_inv_freq"))
             setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)

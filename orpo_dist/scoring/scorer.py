@@ -32,6 +32,7 @@ from orpo_dist.scoring.ragged import FlatPairs
 from orpo_dist.scoring.ropes import teach_ropes
 from orpo_dist.scoring.routing import wants_balance
 from orpo_dist.scoring.switches import Switch, stand_apart, switches
+from orpo_dist.upstream.hf_models import attention_of
 
 logger = logging.getLogger("orpo_dist")
 
@@ -248,7 +249,7 @@ def _unproved(model: Any) -> str | None:
         small = miniature(core)
     except Exception as error:
         return _first_line(f"cannot be rebuilt small for a proof ({type(error).__name__}: {error})")
-    former = core.config._attn_implementation
+    former = attention_of(core.config)
     try:
         reason = proof.fails(small, teach_packing, _prompts_too())
         changed = proof.changed(core, small)  # and so not what its config says

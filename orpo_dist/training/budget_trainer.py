@@ -27,6 +27,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.planning.budget import planned_budget
 from orpo_dist.training.bad_steps import poisoned
 from orpo_dist.training.engine_trainer import EngineTrainer
+from orpo_dist.upstream.accelerate import sync_gradients
 
 logger = logging.getLogger("orpo_dist")
 
@@ -128,7 +129,7 @@ class BudgetTrainer(EngineTrainer):
         for number in range(len(step.batches)):
             self._at = number
             last = number == len(step.batches) - 1
-            self.accelerator.gradient_state._set_sync_gradients(last)
+            sync_gradients(self.accelerator, last)
             engine_syncs = last or self.is_deepspeed_enabled or not self.reduces_once
             with contextlib.nullcontext() if engine_syncs else self.accelerator.no_sync(model):
                 share = self.micro_batch_loss(model, step, number)

@@ -14,10 +14,10 @@ import numpy as np
 from orpo_dist.batching.token_budget import asked_budget
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import PairDataset, cache_root
-from orpo_dist.engines import runtime
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.evaluation import score_dataset
-from orpo_dist.models.model import load_model_config, load_policy, local_device, resolve_precision
+from orpo_dist.models.model import commit_of, load_policy, local_device, resolve_precision
+from orpo_dist.upstream.hf_models import whole_weights
 
 logger = logging.getLogger("orpo_dist")
 
@@ -36,7 +36,7 @@ def base_margins(config: ORPOConfig, pairs: PairDataset, here: Runtime) -> np.nd
     if margins is not None:
         return margins
     logger.info("curriculum: scoring %d pairs under the base model, once", len(pairs))
-    with runtime.whole_weights():
+    with whole_weights():
         model = load_policy(config)
     if not getattr(model, "is_quantized", False):  # those are where they belong
         model = model.to(local_device())
@@ -59,7 +59,7 @@ def _key(config: ORPOConfig, pairs: PairDataset) -> str:
     folder = Path(config.model)
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    commit = getattr(load_model_config(config.model, config), "_commit_hash", None)
+    commit = commit_of(config.model, config.model_revision)
     parts: list[Any] = [
         config.model, config.model_revision, commit, stats, config.quantization, config.peft,
         resolve_precision(config), pairs.digest(),

@@ -18,9 +18,11 @@ from orpo_dist.checkpoints import elastic
 from orpo_dist.checkpoints.checkpoint import check_weights, without_twins, written_on
 from orpo_dist.checkpoints.shards import Holding, holding, loss_scale, set_loss_scale
 from orpo_dist.engines.engine import reduces_once
-from orpo_dist.models.adapters import complete_adapter, without_card
+from orpo_dist.models.adapters import complete_adapter
 from orpo_dist.models.randomness import as_it_was
 from orpo_dist.training.saving_trainer import SavingTrainer
+from orpo_dist.upstream.peft import without_card
+from orpo_dist.upstream.torch import tell_rates
 
 logger = logging.getLogger("orpo_dist")
 
@@ -48,17 +50,17 @@ class EngineTrainer(SavingTrainer):
         # Gradients lie in DDP's buckets themselves, not in a copy beside them.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
-    def _prepare_for_training(
+    def prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
         """As Trainer, but an engine reads no files of its own: all go on from the same form."""
         native = resume_from_checkpoint if self._keeps_own_files else None
-        model, loader = super()._prepare_for_training(max_steps, train_dataloader, native)
+        model, loader = super().prepare_for_training(max_steps, train_dataloader, native)
         assert self.args.world_size == self.runtime.world_size
         self.runtime.check_engine(model)
         self.reduces_once = self._may_wait_with_gradients(model)
         if native is None:
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self.load_optimizer(resume_from_checkpoint)
         return model, loader
 
     @property
@@ -101,13 +103,13 @@ class EngineTrainer(SavingTrainer):
         with as_user_error(f"scheduler {self.args.lr_scheduler_type.value}"):
             return super().create_scheduler(*args, **kwargs)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+    def begin_state(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; but intervals are this run's, not those of the checkpoint's run."""
-        found = super()._init_training_state(*args, **kwargs)
+        found = super().begin_state(*args, **kwargs)
         self.state.compute_steps(self.args, self.state.max_steps)
         return found
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer, which would make a step too many on resuming after the last one.
 
         That is also the one after which early stopping ended the run.
@@ -115,27 +117,27 @@ class EngineTrainer(SavingTrainer):
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        super().run_epoch(*args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+    def load_weights(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Nothing: weights come with the optimizer's state, as precise as it updates them."""
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def load_optimizer(self, checkpoint: str | None) -> None:
         """From any engine's checkpoint; peak rate and decay are this run's, not those of it."""
         if checkpoint is None:
             return
         if self._keeps_own_files:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            super().load_optimizer(checkpoint)
         else:
             held = self._holding()
             scale = elastic.load(Path(checkpoint), held, self.lr_scheduler, self.runtime)
             set_loss_scale(held.zero, self.accelerator.scaler, scale)
         set_rates(self.optimizer, self.lr_scheduler, self._rates)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def save_optimizer(self, output_dir: str) -> None:
         """In the form that every engine reads."""
         if self._keeps_own_files:
-            super()._save_optimizer_and_scheduler(output_dir)
+            super().save_optimizer(output_dir)
             return
         held = self._holding()
         scale = loss_scale(held.zero, self.accelerator.scaler)
@@ -161,26 +163,26 @@ class EngineTrainer(SavingTrainer):
 
     _told_of_memory = False
 
-    def _save_scaler(self, output_dir: str) -> None:
+    def save_scaler(self, output_dir: str) -> None:
         """Nothing: the scale of the loss is among the optimizer's state."""
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Nothing, as for ``_save_scaler``."""
+    def load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing, as for ``save_scaler``."""
 
-    def _load_best_model(self) -> None:
+    def load_best_model(self) -> None:
         """As Trainer, but from the form that every engine reads, where it was saved."""
         best = self._whole_best()
         if not elastic.is_elastic(best):
-            super()._load_best_model()
+            super().load_best_model()
             return
         logger.info("loads the best model, of %s", best.name)
         elastic.load_weights(best, self._holding())
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
+    def load_random_state(self, checkpoint: str | None) -> None:
         """As Trainer on as many processes as before; on others, random numbers are drawn anew."""
         before = checkpoint and written_on(Path(checkpoint))
         if not before or before == self.args.world_size:
-            super()._load_rng_state(checkpoint)
+            super().load_random_state(checkpoint)
             return
         logger.info(
             "goes on on %d processes in place of %d: dropout, if any, draws other numbers",
@@ -188,7 +190,7 @@ class EngineTrainer(SavingTrainer):
         )  # fmt: skip
         elastic.draw_anew(self.args.seed, self.state.global_step, self.args.process_index)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_weights(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As Trainer, without its pickled arguments (config.yaml says the same, and safely).
 
         Raises ``IncompleteWeights`` if what lies on disk is not the whole model.
@@ -197,7 +199,7 @@ class EngineTrainer(SavingTrainer):
         if state_dict:
             state_dict = without_twins(state_dict, model)
         with without_card(model), as_it_was(model):
-            super()._save(output_dir, state_dict)
+            super().save_weights(output_dir, state_dict)
         if self.runtime.is_main:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
@@ -236,7 +238,7 @@ def set_rates(optimizer: Any, scheduler: Any, rates: list[tuple[float, float | N
     schedule = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
     if hasattr(schedule, "base_lrs"):
         schedule.base_lrs = [rate for rate, _ in rates]
-        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+        tell_rates(schedule, [group["lr"] for group in optimizer.param_groups])
 
 
 def free_memory() -> int:

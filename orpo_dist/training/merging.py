@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from orpo_dist.base.types import UserError
 from orpo_dist.checkpoints.checkpoint import check_weights
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import runtime
 from orpo_dist.models.model import load_trained, merged_model
 from orpo_dist.runs.folder import MERGING, read_json, write_json
+from orpo_dist.upstream.hf_models import whole_weights
 
 logger = logging.getLogger("orpo_dist")
 
@@ -76,7 +76,7 @@ def forget_merged(folder: Path) -> None:
 def open_merged(folder: Path, config: ORPOConfig) -> Any:
     """The saved model as ``load`` would open it; on the CPU where the device has no room for it."""
     config = config.replace(quantization=None)  # which was the base's
-    with runtime.whole_weights():
+    with whole_weights():
         try:
             return load_trained(folder, config)
         except torch.OutOfMemoryError:

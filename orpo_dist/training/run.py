@@ -36,6 +36,8 @@ from orpo_dist.training.card import write_card
 from orpo_dist.training.stage import Place, Stage
 from orpo_dist.training.trainer import ORPOTrainer
 from orpo_dist.training.watch import Watch
+from orpo_dist.upstream import check
+from orpo_dist.upstream.accelerate import forget_engine
 
 logger = logging.getLogger("orpo_dist")
 
@@ -58,6 +60,7 @@ def train(
     require_config(config)
     quieten_libraries()
     here = runtime.start()
+    check("hf_trainer")
     asked, config = config, _checked(config, here)
     if changed := here.on_main(lambda: check_changes(asked, here.world_size)):
         logger.info(changed)
@@ -198,7 +201,7 @@ def _train(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        runtime.forget_engine()
+        forget_engine()
         number, checkpoint = number + 1, None
 
 

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 
@@ -16,13 +15,14 @@ from orpo_dist.checkpoints.saving import Saving, prune
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.runs.lineage import find_best, unusable, whole_checkpoint
 from orpo_dist.runs.manifest import damage
+from orpo_dist.upstream.hf_trainer import OpenTrainer
 
 logger = logging.getLogger("orpo_dist")
 
 WORTH_A_THREAD = 2**26  # bytes; smaller checkpoints are on the disk at once
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(OpenTrainer):
     """Saves checkpoints whole or not at all, and takes up what callbacks and the best model were.
 
     Subclasses set ``runtime`` and ``global_batch`` (pairs per optimizer step over all ranks)
@@ -35,11 +35,11 @@ class SavingTrainer(Trainer):
 
     # --- going on
 
-    def _init_training_state(
+    def begin_state(
         self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> Any:
         """As Trainer; the best checkpoint is looked for where the run lies now."""
-        found = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+        found = super().begin_state(max_steps, steps, epochs, checkpoint, trial)
         best = self.state.best_global_step
         if checkpoint is None or not best:
             return found
@@ -53,7 +53,7 @@ class SavingTrainer(Trainer):
             self.state.best_global_step = self.state.best_metric = None
         return found
 
-    def _load_callback_state(self) -> None:
+    def load_callback_state(self) -> None:
         """Give callbacks what they knew; their settings, and what to do next, are this run's."""
         for name, callbacks in self._stateful_callbacks().items():
             kept = self.state.stateful_callbacks.get(name, [])
@@ -82,18 +82,18 @@ class SavingTrainer(Trainer):
     unwritten: list[Unwritten] | None = None  # of a checkpoint, while it is written: what is left
     _saves_to: Path | None = None  # while a checkpoint is written, which is not where it will be
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saves_to or super()._get_output_dir(trial))
+    def checkpoints_folder(self, trial: Any) -> str:
+        return str(self._saves_to or super().checkpoints_folder(trial))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer, but so that it is whole or not there; old ones go when the new one is."""
-        folder, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        folder, name = Path(self.checkpoints_folder(trial)), f"checkpoint-{self.state.global_step}"
 
         def write(scratch: Path) -> list[Unwritten]:
             self._saves_to, self.unwritten = scratch, []
             self._note_callbacks()  # Trainer expects all of them, also those that are new here
             try:
-                super(SavingTrainer, self)._save_checkpoint(model, trial)
+                super(SavingTrainer, self).save_checkpoint(model, trial)
             finally:
                 self._saves_to = None
             self._note_best(folder)
@@ -119,13 +119,13 @@ class SavingTrainer(Trainer):
         best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
         self.runtime.on_main(lambda: prune(saving.folder, limit, best))
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(saving.folder / saving.checkpoint.name))
+            super().push_checkpoint(str(saving.folder / saving.checkpoint.name))
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def after_step(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer, after every step; a checkpoint that has come to the disk is put in place."""
         if self._saving is not None and self._saving.on_disk:
             self._finish_saving()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        super().after_step(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; where one process fails in training, its last checkpoint is still kept.
@@ -167,7 +167,7 @@ class SavingTrainer(Trainer):
     def write_settings(self, checkpoint: Path) -> None:
         """Leave in a checkpoint what it was trained with; rank 0."""
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: Trainer asks before the checkpoint is in its place."""
 
     def _note_best(self, folder: Path) -> None:
@@ -198,12 +198,12 @@ class SavingTrainer(Trainer):
             )
         return best
 
-    def _load_best_model(self) -> None:
+    def load_best_model(self) -> None:
         """As Trainer, once it is known to be whole."""
         self._whole_best()
-        super()._load_best_model()
+        super().load_best_model()
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+    def finish(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer, which with a limit of 1 would delete all but the best checkpoint.
 
         The newest is what a run that was stopped goes on from, and one killed before its model is
@@ -212,6 +212,6 @@ class SavingTrainer(Trainer):
         self._finish_saving()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super()._finalize_training(*args, **kwargs)
+            return super().finish(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit

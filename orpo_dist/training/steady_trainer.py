@@ -17,6 +17,8 @@ from orpo_dist.runs.folder import write_json
 from orpo_dist.runs.lineage import newest_checkpoint
 from orpo_dist.training.bad_steps import BadSteps, Suspects, suspects_of_all
 from orpo_dist.training.budget_trainer import BudgetTrainer
+from orpo_dist.upstream.accelerate import sync_gradients
+from orpo_dist.upstream.deepspeed import engine_of
 
 logger = logging.getLogger("orpo_dist")
 
@@ -54,10 +56,10 @@ class SteadyTrainer(BudgetTrainer):
 
     # --- steps that are no numbers
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float | None:
+    def gradient_norm(self, model: Any, grad_norm: Any = None) -> float | None:
         """As Trainer, as a number: the last thing before the optimizer's step, and the same on all
         ranks, so that all of them take that step or none does."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super().gradient_norm(model, grad_norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         norm = None if norm is None else float(norm)
@@ -91,15 +93,15 @@ class SteadyTrainer(BudgetTrainer):
             # What tells accelerate's optimizer that there is nothing to do yet. A scaler has to
             # see the step, and skips it itself.
             if self.accelerator.scaler is None:
-                self.accelerator.gradient_state._set_sync_gradients(False)
+                sync_gradients(self.accelerator, False)
             return
         # DeepSpeed has skipped the step, for which reason Trainer will not move the schedule.
-        engine = self.accelerator.deepspeed_engine_wrapped.engine
+        engine = engine_of(self.accelerator)
         self.bad_steps.owed = (engine.lr_scheduler or self.lr_scheduler).step
 
     def _loss_scale(self) -> float:
         if self.is_deepspeed_enabled:
-            return float(self.accelerator.deepspeed_engine_wrapped.engine.optimizer.loss_scale)
+            return float(engine_of(self.accelerator).optimizer.loss_scale)
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 

@@ -11,6 +11,8 @@ from orpo_dist.batching.loader import total_steps
 from orpo_dist.config import ORPOConfig
 from orpo_dist.config.schedules import CONSTANT, NAMES
 from orpo_dist.training.trainer import ORPOTrainer
+from orpo_dist.upstream.bitsandbytes import weights_per_number
+from orpo_dist.upstream.deepspeed import whole_size
 
 
 def derived_truth(trainer: ORPOTrainer) -> str:
@@ -101,9 +103,7 @@ def trainable_share(model: Any) -> tuple[int, int]:
     """``(trainable, total)`` numbers of parameters, shards and packed 4-bit weights in full."""
     trains = total = 0
     for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors
-        if type(parameter).__name__ == "Params4bit":
-            count *= 2 * parameter.element_size()
+        count = whole_size(parameter) * weights_per_number(parameter)
         total += count
         trains += count * parameter.requires_grad
     return trains, total

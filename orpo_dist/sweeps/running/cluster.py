@@ -15,6 +15,8 @@ from typing import Any
 from orpo_dist.base.types import UserError
 from orpo_dist.launch.gpus import visible_gpus
 from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.upstream import check
+from orpo_dist.upstream.ray import on_loopback
 
 Resources = dict[str, float]
 
@@ -59,6 +61,7 @@ def connect() -> bool:
     Raises ``UserError`` if the cluster does not answer.
     """
     prepare_environment()
+    check("ray")
     import ray
 
     if ray.is_initialized():
@@ -86,7 +89,7 @@ def connect() -> bool:
         num_gpus=_gpus_for_ray(),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE,
-        _node_ip_address="127.0.0.1",
+        **on_loopback(),
         **common,
     )
     return True

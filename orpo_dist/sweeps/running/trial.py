@@ -23,11 +23,11 @@ from orpo_dist.sweeps.protocol import FAILURE, PLACE, RECORD, read_trial
 from orpo_dist.sweeps.running.worker import train_worker
 from orpo_dist.sweeps.searched.config import SweepConfig
 from orpo_dist.sweeps.searched.metrics import evaluation_metrics
+from orpo_dist.upstream.ray import lean_trainer, wait_for_machines
 
 START = 600.0  # s; patience with machines that are busy or gone
 STARTS = 5
 PERIOD = 0.2  # s between two looks at what the workers have reported
-UNUSED = ("PlacementGroupCleanerCallback", "DatasetsCallback")  # of Ray Train's own callbacks
 
 
 class TrialFailed(RuntimeError):
@@ -197,23 +197,15 @@ def _fit(
 ) -> None:
     """One attempt: fresh workers with a process group and a port of their own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            """Without the cleaner, which outlives the sweep (see ``live.free_placement``), and
-            without Ray's datasets, which would start a process for none.
-            """
-            made = super()._create_default_callbacks()
-            return [c for c in made if type(c).__name__ not in UNUSED]
+    from ray.train.torch import TorchConfig
 
     class ToTrial(UserCallback):
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
             reports.add(metrics[0])
 
     on_gpus = worker.get("GPU", 0) > 0
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START)
-    Trainer(
+    wait_for_machines(START)
+    lean_trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ScalingConfig(

@@ -16,13 +16,13 @@ from orpo_dist.config import ORPOConfig, build_config
 from orpo_dist.launch import presets
 from orpo_dist.sweeps.searched.metrics import METRICS, find_metric, refuse_incomparable
 from orpo_dist.sweeps.searched.space import ENGINE, OWNED, Settings, Space
+from orpo_dist.upstream.ray import repeat_of
 
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
 POPULATION = ("pbt", "pb2")  # change the settings of a trial while it runs
 CHANGEABLE = ("lr", "weight_decay", "orpo_alpha", "max_grad_norm")  # from a checkpoint on
 PAUSING = (*POPULATION, "hyperband", "bohb")  # stop trials and go on with them later
-REPEAT = "__trial_index__"  # of Ray's Repeater: which of the trials with these settings
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -137,8 +137,8 @@ class SweepConfig(BaseModel):
         found = self.search_space.settle(drawn, self.base)
         if "seed" in drawn and "seed" not in found:
             found["seed"] = drawn["seed"]
-        if REPEAT in config:
-            found["seed"] = self.seeds[config[REPEAT]]
+        if (repeat := repeat_of(config)) is not None:
+            found["seed"] = self.seeds[repeat]
         return found
 
     def engine_of(self, settings: Mapping[str, Any]) -> str:
