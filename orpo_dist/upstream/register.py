@@ -78,16 +78,21 @@ def shims(group: Group) -> list[Shim]:
     return _SHIMS[group]
 
 
-@functools.cache
 def check(*groups: Group) -> None:
     """``UserError`` where a library is not as the shims of some modules of this room need it.
 
-    To be called before they are used; imports the libraries, and looks once a process.
+    To be called before they are used; imports the libraries, and looks once a process: what a shim
+    has put in a place of its own is not looked at again.
     """
     for group in groups:
-        missing = {name: shim for shim in shims(group) for name in shim.names if not is_there(name)}
-        if missing:
-            raise UserError(_sentence(missing))
+        _check(group)
+
+
+@functools.cache
+def _check(group: Group) -> None:
+    missing = {name: shim for shim in shims(group) for name in shim.names if not is_there(name)}
+    if missing:
+        raise UserError(_sentence(missing))
 
 
 def is_there(name: str) -> bool:

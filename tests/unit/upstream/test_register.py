@@ -28,9 +28,9 @@ ENTRIES = sorted(
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    check.cache_clear()
+    register._check.cache_clear()
     yield
-    check.cache_clear()
+    register._check.cache_clear()
 
 
 @pytest.mark.parametrize("group", GROUPS)
