@@ -7,12 +7,14 @@ INSTALLED := $(VENV)/.installed
 CUDA_TORCH ?= .cuda-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fake-cuda faults gpu check format
+.PHONY: help install demo test test-slow test-fake-cuda test-oldest test-newest faults gpu check format
 
 help:
 	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
 	@echo "make test     set up, check and run the tests"
 	@echo "make test-fake-cuda  the CUDA branch without a GPU (Linux on x86-64; fetches 5 GB once)"
+	@echo "make test-oldest, make test-newest  core tests on the lowest versions that are allowed, and on"
+	@echo "              the newest that there are (TORCH=2.13.0: with that torch)"
 	@echo "make faults   500 kills, full disks and damaged files, chained at random (KILLS=, SEED=)"
 	@echo "make gpu      what holds on this machine's NVIDIA GPU, in one table (under 10 minutes)"
 	@echo "make check    formatting, lint, types and import contracts"
@@ -47,6 +49,16 @@ test-fake-cuda: $(INSTALLED) $(CUDA_TORCH)/torch
 $(CUDA_TORCH)/torch: | $(INSTALLED)
 	@echo "== a CUDA build of torch into $(CUDA_TORCH) (once; 5 GB)"
 	$(BIN)/python -m pip install --quiet --no-cache-dir --target $(CUDA_TORCH) torch==2.11.0
+
+# Both ends of the range of versions, in environments of their own; made anew by every call.
+TORCH ?=
+CORE_TESTS := tests/unit/upstream tests/unit/scoring tests/unit/batching tests/unit/models \
+  tests/unit/training tests/invariance
+
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv --clear build/$*
+	build/$*/bin/python -m pip install --quiet $$($(PYTHON) tests/ends.py $* $(TORCH))
+	build/$*/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 KILLS ?= 500
 SEED ?= 1

@@ -128,6 +128,7 @@ def work(precision: str, cases: list[tuple[str, int]], scratch: Path) -> None:
     from orpo_dist import ORPOConfig, ORPOTrainer
     from orpo_dist.base.console import quieten_libraries
     from orpo_dist.engines import runtime
+    from orpo_dist.upstream.accelerate import forget_engine
 
     quieten_libraries()
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[:PAIRS]]
@@ -144,7 +145,7 @@ def work(precision: str, cases: list[tuple[str, int]], scratch: Path) -> None:
         log = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
         assert len(log) == STEPS
         found[f"{method} {seed}"] = {m: [float(entry[m]) for entry in log] for m in METRICS}
-        runtime.forget_engine()
+        forget_engine()
     if runtime.start().is_main:
         (scratch / "curves.json").write_text(json.dumps(found), encoding="utf-8")
     runtime.leave()

@@ -52,7 +52,7 @@ def is_dealt_out(parameter: Any) -> bool:
     f"{INIT}@ds_shape",
     because="ZeRO-3 leaves empty tensors in a model, and their shapes beside them",
     upstream="deepspeed/runtime/zero/partition_parameters.py, Init._convert_to_deepspeed_param "
-    "(0.19); PEFT and transformers read it so",
+    "(0.19); PEFT reads it so",
     until="a dealt-out parameter has the shape of the whole one",
 )
 def whole_shape(parameter: Any) -> torch.Size:
@@ -64,7 +64,7 @@ def whole_shape(parameter: Any) -> torch.Size:
     f"{INIT}@ds_numel",
     because="ZeRO-3 leaves empty tensors in a model, and their sizes beside them",
     upstream="deepspeed/runtime/zero/partition_parameters.py, Init._convert_to_deepspeed_param "
-    "(0.19); PEFT and transformers read it so",
+    "(0.19); PEFT reads it so",
     until="a dealt-out parameter has as many numbers as the whole one",
 )
 def whole_size(parameter: Any) -> int:

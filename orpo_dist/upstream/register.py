@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from orpo_dist.base.types import UserError
 
@@ -76,6 +76,16 @@ def shims(group: Group) -> list[Shim]:
     """The register's entries of a module of this room."""
     importlib.import_module(f"orpo_dist.upstream.{group}")
     return _SHIMS[group]
+
+
+def table() -> list[str]:
+    """The whole register as lines of Markdown, for the documentation."""
+    lines = ["| shim | because | upstream | until |", "|---|---|---|---|"]
+    for group in get_args(Group):
+        for shim in shims(group):
+            cells = shim.because, shim.upstream, shim.until
+            lines.append(f"| `{group}.{shim.what.rpartition('.')[2]}` | {' | '.join(cells)} |")
+    return lines
 
 
 def check(*groups: Group) -> None:

@@ -43,7 +43,7 @@ def watching(seen: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
 @reaches_for(
     "torch._subclasses.fake_tensor:FakeTensorMode",
     because="memory is planned by running the real code, without data and on any machine",
-    upstream="torch/_subclasses/fake_tensor.py (2.13); torch's documentation names it so",
+    upstream="torch/_subclasses/fake_tensor.py (2.13)",
     until="FakeTensorMode has a public name",
 )
 def without_data() -> AbstractContextManager[Any]:
@@ -56,7 +56,7 @@ def without_data() -> AbstractContextManager[Any]:
 @reaches_for(
     "torch:UntypedStorage._cdata",
     because="tensors that lie in one storage are told by it, also fake ones, which have no address",
-    upstream="torch/storage.py, UntypedStorage (2.13); torch.multiprocessing goes by it",
+    upstream="torch/storage.py, UntypedStorage (2.13)",
     until="storages can be compared, or hashed by what they hold",
 )
 def storage_id(tensor: Tensor) -> int:
@@ -98,8 +98,7 @@ def set_scale(scaler: Any, scale: float, steady: int) -> None:
 @reaches_for(
     f"{CHECKPOINTED}:_CHECKPOINT_PREFIX=_checkpoint_wrapped_module.",
     because="FSDP2's activation checkpointing puts its wrapper's name into those of parameters",
-    upstream="torch/distributed/algorithms/_checkpoint/checkpoint_wrapper.py (2.13); that of "
-    "torch.compile is called _orig_mod, in torch's documentation too",
+    upstream="torch/distributed/algorithms/_checkpoint/checkpoint_wrapper.py (2.13)",
     until="named_parameters() leaves wrappers out",
 )
 def plain_name(name: str) -> str:

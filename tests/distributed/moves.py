@@ -17,6 +17,7 @@ from orpo_dist import ORPOConfig, ORPOTrainer, train
 from orpo_dist.base import exits
 from orpo_dist.base.console import set_up_logging
 from orpo_dist.engines import runtime
+from orpo_dist.upstream.accelerate import forget_engine
 
 
 class Noting(ORPOTrainer):
@@ -33,7 +34,7 @@ def main(jobs: str) -> None:
     set_up_logging()
     for settings in json.loads(Path(jobs).read_text(encoding="utf-8")):
         train(ORPOConfig(**settings), trainer_class=Noting)
-        runtime.forget_engine()
+        forget_engine()
     runtime.leave()
 
 

@@ -105,6 +105,11 @@ def test_every_shim_says_why_where_and_until_when() -> None:
             assert re.search(r"/\w+\.py.*\(\d+\.\d+\)", shim.upstream), shim
 
 
+def test_the_documentation_has_the_whole_register() -> None:
+    page = (PACKAGE.parent / "docs" / "upstream.md").read_text("utf-8")
+    assert "\n".join(register.table()) in page  # python -m orpo_dist.upstream
+
+
 def test_the_sentence_of_a_library_without_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(register, "is_there", lambda name: not name.endswith("_last_lr"))
     monkeypatch.setattr(
