@@ -28,7 +28,7 @@ def test_all_figures_and_tables_can_be_seen(browser: Any, tmp_path: Path, width:
                   "Learning curves", "All settings together", "Points", "Trials"):  # fmt: skip
         assert words in headings
     figures = page.locator("figure svg").all()
-    assert len(figures) == 4
+    assert len(figures) == 5
     for figure in figures:
         box = figure.bounding_box()
         assert box["width"] > 300 and box["height"] > 100 and box["x"] + box["width"] <= width

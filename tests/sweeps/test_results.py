@@ -148,7 +148,7 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path: Path) -> None:
     tags.feed(page)
     assert "script" not in tags.tags and evil not in page
     assert all(link.startswith("#") for link in tags.links)
-    assert tags.tags.count("svg") == 4  # alpha, front, curves, parallel
+    assert tags.tags.count("svg") == 5  # alpha (two), front, curves, parallel
     for heading in ("orpo_alpha against accuracy", "What can be had", "Learning", "All settings"):
         assert heading in page
 

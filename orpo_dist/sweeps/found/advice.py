@@ -117,8 +117,13 @@ def _edges(results: Results, best: Point) -> list[str]:
 
 
 def _noise(results: Results, best: Point) -> list[str]:
-    if len(best.finished) > 1:
+    if len(best.finished) > 2:
         return []
+    if len(best.finished) == 2:
+        return [
+            "There are two seeds per point, too few to say how much another one would change: the "
+            "intervals are wide. Set repeats to 3 or more."
+        ]
     pairs = f" of {best.pairs} pairs" if best.pairs else ""
     return [
         f"There is one seed per point: the interval says how far the held-out data{pairs} can be "

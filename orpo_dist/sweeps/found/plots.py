@@ -1,36 +1,59 @@
-"""The figures of a sweep's page, drawn by matplotlib for ``report.inline_svg``."""
+"""The figures of a sweep's page."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orpo_dist.runs.report import COLOURS
+from orpo_dist.base.pages.figures import COLOURS, FAINT, INK, WIDTH, legend, logarithmic, panel
 from orpo_dist.sweeps.found.results import Point, Results, varying
 from orpo_dist.sweeps.searched.metrics import METRICS
-from orpo_dist.sweeps.searched.space import is_number, shown
+from orpo_dist.sweeps.searched.space import Choice, is_number, shown
 
-GREY = "#9ca3af"
 STEEP = 20.0  # numbers that span more than this factor are drawn on a logarithmic scale
+COLUMN = 1.25  # inches between two axes of the parallel coordinates
 
 
-def response_figure(results: Results, setting: str) -> Any:
-    """A setting against accuracy and perplexity, with intervals; None without numbers to draw."""
+def response_figures(results: Results, setting: str) -> list[Any]:
+    """A setting against accuracy and perplexity, with intervals; none without numbers to draw."""
     points = [p for p in results.points if p.finished and is_number(p.settings.get(setting))]
     if len({p.settings[setting] for p in points}) < 2:
-        return None
-    figure = _figure(9, 3.4)
-    axes = figure.subplots(1, 2)
+        return []
     alone = varying(results) == [setting]  # else neighbours differ in other settings too
-    for axis, metric, colour in zip(axes, ("accuracy", "perplexity"), COLOURS, strict=False):
+    drawn = []
+    for metric, colour in zip(("accuracy", "perplexity"), COLOURS, strict=False):
+        figure, axis = panel()
         _errorbars(axis, points, setting, metric, "o-" if alone else "o", colour)
         if results.best is not None and setting in results.best.settings:
-            axis.axvline(results.best.settings[setting], color=GREY, lw=1, ls=":")
+            axis.axvline(results.best.settings[setting], color=FAINT, lw=1, ls=":")
         axis.set(xlabel=setting, ylabel=METRICS[metric].label)
-        if _steep([p.settings[setting] for p in points]):
-            axis.set_xscale("log")
-        axis.grid(alpha=0.25)
-    return figure
+        if in_logarithms(results, setting):
+            logarithmic(axis, [p.settings[setting] for p in points])
+        drawn.append(figure)
+    return drawn
+
+
+def in_logarithms(results: Results, setting: str) -> bool:
+    """Whether a setting's numbers belong on a logarithmic axis: it was drawn so, its grid grows by
+    a factor rather than by a step, it is a rate, or its numbers span more than ``STEEP``."""
+    values = results.numbers(setting)
+    if len(values) < 2 or values[0] <= 0:
+        return False
+    if setting == "lr" or values[-1] / values[0] >= STEEP:
+        return True
+    domains = [p.domain for p in results.sweep.search_space if p.name == setting]
+    if any(isinstance(domain, Choice) for domain in domains):
+        return _unevenness(map(math.log, values)) < _unevenness(values)
+    return any(getattr(domain, "log", False) for domain in domains)
+
+
+def _unevenness(values: Iterable[float]) -> float:
+    """The widest gap between neighbours by the narrowest; 1: all are as far apart."""
+    known = list(values)
+    gaps = [after - before for before, after in itertools.pairwise(known)]
+    return round(max(gaps) / min(gaps), 6)
 
 
 def _errorbars(
@@ -54,9 +77,10 @@ def front_figure(results: Results) -> Any:
     if len(drawn) < 2:
         return None
     front = results.front()
-    figure = _figure(9, 4)
-    axis = figure.subplots()
-    axis.scatter([x for x, *_ in drawn], [y for _, y, _ in drawn], color=GREY, s=24, label="points")
+    figure, axis = panel()
+    axis.scatter(
+        [x for x, *_ in drawn], [y for _, y, _ in drawn], color=FAINT, s=24, label="points"
+    )
     best = [entry for entry in drawn if any(entry[2] is member for member in front)]
     best.sort(key=lambda entry: entry[0])
     axis.plot(
@@ -64,11 +88,10 @@ def front_figure(results: Results) -> Any:
     )
     for across, up, point in best[:: max(1, math.ceil(len(best) / 8))]:
         text = _short(point, results)
-        axis.annotate(text, (across, up), (6, -10), textcoords="offset points", fontsize=8)
+        axis.annotate(text, (across, up), (6, -10), textcoords="offset points", fontsize=8.5)
     axis.set(xlabel=f"{METRICS['perplexity'].label} (lower is better)",
              ylabel=f"{METRICS['accuracy'].label} (higher is better)")  # fmt: skip
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    legend(figure)
     return figure
 
 
@@ -86,25 +109,23 @@ def curves_figure(results: Results) -> Any:
         return None
     status = {trial.name: trial.status for trial in results.trials}
     best = results.best_trial
-    figure = _figure(9, 3.8)
-    axis = figure.subplots()
+    figure, axis = panel()
     for key, log in drawn:
         name = key.partition("/")[2]
         over = status.get(name)
-        colour = COLOURS[0] if best and name == best.name else GREY
+        colour = COLOURS[0] if best and name == best.name else FAINT
         axis.plot(
             [e["step"] for e in log], [e[results.metric] for e in log],
-            color=colour, lw=2.2 if colour != GREY else 1, zorder=3 if colour != GREY else 2,
+            color=colour, lw=2.2 if colour != FAINT else 1, zorder=3 if colour != FAINT else 2,
             marker="." if len(log) < 30 else None,
         )  # fmt: skip
         if over in ("stopped", "failed"):
             axis.plot(log[-1]["step"], log[-1][results.metric], "x", color=COLOURS[1], zorder=4)
     axis.set(xlabel="optimizer step", ylabel=METRICS[results.metric].label)
-    axis.grid(alpha=0.25)
     axis.plot([], [], label="best", color=COLOURS[0], lw=2.2)
-    axis.plot([], [], label="others", color=GREY)
+    axis.plot([], [], label="others", color=FAINT)
     axis.plot([], [], "x", label="stopped or failed", color=COLOURS[1])
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    legend(figure, columns=3)
     return figure
 
 
@@ -120,21 +141,22 @@ def parallel_figure(results: Results) -> Any:
         return None
     columns = [[t.settings[name] for t in trials] for name in names]
     columns.append([t.metrics[results.metric] for t in trials])
-    heights = [_heights(column) for column in columns]
-    figure = _figure(9, 3.8)
-    axis = figure.subplots()
+    logs = [in_logarithms(results, name) for name in names]
+    heights = [_heights(*column) for column in zip(columns, [*logs, False], strict=True)]
+    figure, axis = panel(max(WIDTH, COLUMN * len(columns)))
+    axis.grid(False)
     best = results.best_trial
     for index, trial in enumerate(trials):
-        style: dict[str, Any] = {"color": GREY, "lw": 1.1, "alpha": 0.7}
+        style: dict[str, Any] = {"color": FAINT, "lw": 1.1, "alpha": 0.7}
         if best is not None and trial is best:
             style = {"color": COLOURS[0], "lw": 2.4, "zorder": 3}
         elif trial.status != "finished":
             style = {"color": COLOURS[1], "lw": 1.0, "ls": ":", "alpha": 0.7}
         axis.plot(range(len(heights)), [h[index] for h in heights], **style)
-    for x, column in enumerate(columns):
-        axis.axvline(x, color="#1f2937", lw=0.8)
-        for value, height in _ticks(column):
-            axis.annotate(value, (x, height), (4, -3), textcoords="offset points", fontsize=7.5)
+    for x, (column, high) in enumerate(zip(columns, heights, strict=True)):
+        axis.axvline(x, color=INK, lw=0.8)
+        for value, height in _ticks(column, high):
+            axis.annotate(value, (x, height), (4, -3), textcoords="offset points", fontsize=8.5)
     axis.set_xticks(range(len(heights)), [*names, METRICS[results.metric].label])
     axis.set_yticks([])
     axis.set_xlim(-0.1, len(heights) - 0.7)
@@ -143,19 +165,19 @@ def parallel_figure(results: Results) -> Any:
     return figure
 
 
-def _heights(column: list[Any]) -> list[float]:
+def _heights(column: list[Any], log: bool) -> list[float]:
     """Where values stand between 0 and 1: numbers by size, all others by their order."""
     if not all(map(is_number, column)):
         order = {value: i for i, value in enumerate(sorted({shown(v) for v in column}))}
         return [order[shown(v)] / max(1, len(order) - 1) for v in column]
-    values = [math.log(v) for v in column] if _steep(column) else column
+    values = [math.log(v) for v in column] if log else column
     low, high = min(values), max(values)
     return [(v - low) / (high - low) if high > low else 0.5 for v in values]
 
 
-def _ticks(column: list[Any]) -> list[tuple[str, float]]:
+def _ticks(column: list[Any], heights: Sequence[float]) -> list[tuple[str, float]]:
     """Labels along an axis: all values where there are few, else the ends."""
-    pairs = dict(zip((shown(v) for v in column), _heights(column), strict=True))
+    pairs = dict(zip((shown(v) for v in column), heights, strict=True))
     if len(pairs) <= 7:
         return [(f"{float(k):.4g}" if _is_text_number(k) else k, h) for k, h in pairs.items()]
     ends = sorted(pairs.items(), key=lambda pair: pair[1])
@@ -168,13 +190,3 @@ def _is_text_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _steep(values: list[Any]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= STEEP
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")

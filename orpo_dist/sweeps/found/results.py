@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.base.intervals import mean_interval, wilson_interval
+from orpo_dist.base.intervals import mean_interval, mean_share_interval
 from orpo_dist.base.types import UserError
 from orpo_dist.config import dump_config, load_config
 from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
@@ -23,11 +23,21 @@ from orpo_dist.sweeps.searched.space import ENGINE, is_number, shown
 
 FILE = "sweep.yaml"
 RESULT, TABLE, BEST = "sweep.json", "sweep.csv", "best.yaml"
+# Where a metric has an end, which no interval may pass.
+RANGES = {
+    "accuracy": (0.0, 1.0),
+    "perplexity": (1.0, math.inf),
+    "loss/sft": (0.0, math.inf),
+    "loss/odds_ratio": (0.0, math.inf),
+    "loss": (0.0, math.inf),
+    "logps/chosen": (-math.inf, 0.0),
+    "logps/rejected": (-math.inf, 0.0),
+}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval. kind: from the spread of seeds, the count of pairs, or none."""
+    """A mean and its 95 % interval. kind: what it rests on: seeds, pairs alone, none."""
 
     mean: float
     low: float
@@ -57,10 +67,11 @@ class Point:
         if not values:
             return None
         mean = sum(values) / len(values)
-        if len(values) > 1:
-            return Estimate(mean, *mean_interval(values), "seeds")
         if metric == "accuracy" and self.pairs:
-            return Estimate(mean, *wilson_interval(round(mean * self.pairs), self.pairs), "pairs")
+            kind = "seeds" if len(values) > 1 else "pairs"
+            return Estimate(mean, *mean_share_interval(values, self.pairs), kind)
+        if len(values) > 1 and min(values) < max(values):
+            return Estimate(mean, *mean_interval(values, *RANGES.get(metric, ())), "seeds")
         return Estimate(mean, mean, mean, "none")
 
     @property

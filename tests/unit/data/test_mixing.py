@@ -106,7 +106,7 @@ def test_categories_while_training_add_up_and_reach_file_and_report(
         parts = [entry[f"{name}/{source}"] for source in ("big", "small<")]
         assert sum(parts) / 2 == pytest.approx(entry[name], abs=1e-6)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "<th>small&lt;</th><td>20</td>" in page
+    assert '<th scope="row">small&lt;</th><td>20</td>' in page
     assert "Categories (training" in page
 
 

@@ -200,7 +200,7 @@ def test_several_models_as_json_page_and_table(
     apart = alone["mean_margin"] - found["models"][str(tiny_model_dir)]["mean_margin"]
     assert comparison["margin_difference"] == pytest.approx(apart, abs=1e-6)
     page = (tmp_path / "out.html").read_text()
-    assert page.count("<svg") == 2 and "<script" not in page
+    assert page.count("<svg") == 3 and "<script" not in page
     assert "<i>" not in page and "&lt;i&gt;$x$" in page
     said = capsys.readouterr().out
     assert "McNemar p" in said and "bits per byte" in said

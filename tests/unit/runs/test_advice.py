@@ -141,7 +141,7 @@ def real(
     assert recorded == [str(advice) for advice in found]
     page = (folder / "report.html").read_text(encoding="utf-8")
     for advice in found:
-        assert advice.remedy.replace("'", "&#x27;") in page
+        assert advice.remedy.replace("'", "&#39;") in page
         assert sum(advice.remedy in line for line in said) == 1  # each is said once
     return [advice.rule for advice in found], page
 

@@ -80,7 +80,7 @@ def test_run_folder_holds_what_the_readme_says(tiny_model_dir: Path, tmp_path: P
     assert report["train"]["pairs"] == 30
     assert report["train"]["skipped"]["not_json"]["first"] == [f"{data}:31"]
     assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
-    assert (folder / "report.html").read_text().count("<svg") == 1
+    assert (folder / "report.html").read_text().count("<svg") == 4
     assert not list(folder.rglob("training_args.bin"))
 
 
