@@ -7,15 +7,13 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from orpo_dist.base.types import PairScores, StepMetrics, UserError
-from orpo_dist.batching.loader import LoadedStep, StepDataset, make_plan, step_loader, total_steps
-from orpo_dist.batching.steps import Step, StepPlan, nll_token_counts
+from orpo_dist.batching.loader import LoadedStep, make_plan, step_loader, total_steps
+from orpo_dist.batching.steps import Step, StepPlan
 from orpo_dist.batching.token_budget import CPU_TOKENS
 from orpo_dist.config import ORPOConfig, require_config
 from orpo_dist.config.schedules import schedule_of
@@ -31,7 +29,7 @@ from orpo_dist.models.answering import mend_generation, stop_at
 from orpo_dist.models.flops import model_flops
 from orpo_dist.models.model import make_policy
 from orpo_dist.models.randomness import refuse_random
-from orpo_dist.scoring.metrics import RunningMeans, step_means
+from orpo_dist.scoring.metrics import RunningMeans
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.packed_forward import causal_model
@@ -39,9 +37,9 @@ from orpo_dist.scoring.scorer import Batch, agreed_scorer, balancing
 from orpo_dist.training.arguments import default_logging_steps, training_arguments
 from orpo_dist.training.bad_steps import BadSteps, Suspects
 from orpo_dist.training.callbacks import ProgressLine
+from orpo_dist.training.measuring_trainer import MeasuringTrainer
 from orpo_dist.training.rates import idle_steps
 from orpo_dist.training.settled import Settled, settle
-from orpo_dist.training.steady_trainer import SteadyTrainer
 from orpo_dist.training.throughput import Throughput, peak_flops
 
 logger = logging.getLogger("orpo_dist")
@@ -49,7 +47,7 @@ logger = logging.getLogger("orpo_dist")
 Rows = PairDataset | Iterable[dict[str, Any]]
 
 
-class ORPOTrainer(SteadyTrainer):
+class ORPOTrainer(MeasuringTrainer):
     """Trains a causal language model with ORPO.
 
     model: a model of transformers, or a folder / hub id to load (settings from ``args``).
@@ -61,9 +59,6 @@ class ORPOTrainer(SteadyTrainer):
 
     Raises ``UserError`` for settings or data that cannot work.
     """
-
-    stage: int | None = None  # of a staged run: its number from 1, and the steps before it
-    first_step = 0
 
     def __init__(
         self,
@@ -252,58 +247,6 @@ class ORPOTrainer(SteadyTrainer):
         """Not counted: Trainer's estimate would take padding for work."""
         return 0
 
-    # --- evaluation and logs
-
-    def _alpha_of(self, steps_done: int) -> float:
-        return self._alpha_at(min(1.0, steps_done / max(1, self.state.max_steps)))
-
-    def _measured(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, Tensor]:
-        """A micro-batch's share of the loss, router loss included, and of the step's means."""
-        share, metrics = self.compute_objective(scores, step)
-        router = None
-        if scores.balance is not None:
-            router = (scores.weight * scores.balance).sum() / step.total_pairs
-            share = share + (self.config.router_aux_loss_coef or 0.0) * router
-        counts = step.total_pairs, step.total_nll_tokens
-        return share, step_means(share, metrics, step.orpo_alpha, *counts, router)
-
-    def prediction_step(
-        self, model: Any, inputs: LoadedStep, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        """Scores an evaluation batch as a part of the whole evaluation; keeps no logits."""
-        pairs, nll_tokens = self._eval_counts
-        whole = dataclasses.replace(
-            inputs,
-            total_pairs=pairs,
-            total_nll_tokens=nll_tokens,
-            orpo_alpha=self._alpha_at(1.0),
-        )
-        loss = torch.zeros((), device=self.args.device)
-        with torch.no_grad():
-            for batch, ids in inputs:
-                scores = self.score(model, batch)
-                share, means = self._measured(scores, whole)
-                loss += share
-                self._eval_means.add(means, scores, ids)
-        return loss, None, None
-
-    def evaluation_loop(
-        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
-        """Trainer's loop, its loss replaced by means over all pairs and tokens at once."""
-        dataset = dataloader.dataset
-        assert isinstance(dataset, StepDataset)
-        nll_tokens = nll_token_counts(dataset.pairs.lengths, self.config.nll_scope).sum()
-        self._eval_counts = len(dataset), int(nll_tokens)
-        self._eval_means = RunningMeans(dataset.pairs.categories, steps=1)
-        output = super().evaluation_loop(
-            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
-        named = self._eval_means.pop(self.accelerator)
-        named["loss"] = named["loss/orpo"]
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in named.items()})
-        return output
-
     def checkpoint_facts(self) -> dict[str, Any]:
         """As ``EngineTrainer``, with the place in the plan of the data."""
         assert self.train_plan is not None
@@ -315,36 +258,3 @@ class ORPOTrainer(SteadyTrainer):
         }
 
     _digest = ""
-
-    def _means_since_last_line(self, logs: dict[str, float]) -> dict[str, float]:
-        """Of the steps that were not skipped; without any, ``logs`` loses its loss."""
-        found = self.throughput.pop()
-        if self._train_means.steps:
-            found |= self._train_means.pop(self.accelerator)
-        if self.bad_steps.total:
-            found["skipped_steps"] = self.bad_steps.total
-            if "loss/orpo" in found:
-                found["loss"] = found["loss/orpo"]  # Trainer divides by skipped steps as well
-            else:
-                del logs["loss"]
-            if self.bad_steps.in_a_row:
-                logs.pop("grad_norm", None)
-        return found
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log line with the ORPO metrics of the interval, and its last step's alpha.
-
-        Of a staged run it counts the steps of all stages, so that they make one curve.
-        """
-        if "loss" in logs and (self._train_means.steps or self.bad_steps.total):
-            logs["orpo_alpha"] = self._alpha_of(self.state.global_step - 1)
-            logs["progress"] = self.state.global_step / self.state.max_steps
-            logs.update(self._means_since_last_line(logs))
-        if self.stage is not None:
-            logs["stage"] = self.stage
-        before = self.state.global_step, self.state.max_steps
-        self.state.global_step, self.state.max_steps = (self.first_step + own for own in before)
-        try:
-            super().log(logs, start_time)
-        finally:
-            self.state.global_step, self.state.max_steps = before
