@@ -41,18 +41,18 @@ NATS = "nats per token"
 
 METRICS = {
     "loss/orpo": Metric(
-        "ORPO loss", "", ".4f", "min", "the objective",
+        "ORPO loss", "nats", ".4f", "min", "the objective",
         (*_NLL, *_ALPHA, "loss_form"), "loss", "loss",
     ),
     "loss/sft": Metric(
         "SFT loss", NATS, ".4f", "min", "`L_SFT`, nats per token", _NLL, "sft", "nll_loss"
     ),
     "loss/odds_ratio": Metric(
-        "odds-ratio loss", "", ".4f", "min", "`L_OR`, not multiplied by α",
+        "odds-ratio loss", "nats", ".4f", "min", "`L_OR`, not multiplied by α",
         _TOKENS, "odds", "−log_odds_ratio",
     ),
     "rewards/accuracies": Metric(
-        "preference accuracy", "", ".3f", "max",
+        "preference accuracy", "share of pairs", ".3f", "max",
         "share of pairs with `logp_c > logp_r`, also at α = 0", _PAIRS, "accuracy", "the same",
     ),
     "logps/margins": Metric(

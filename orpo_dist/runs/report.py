@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from orpo_dist.base.metrics import BY_CATEGORY, METRICS
 from orpo_dist.base.pages.figures import COLOURS, FAINT, inline_svg, legend, panel
 from orpo_dist.base.pages.render import render
 from orpo_dist.base.types import UserError
@@ -15,15 +16,13 @@ from orpo_dist.config.schedules import CONSTANT
 from orpo_dist.runs.advice import advise
 from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, training_data, write_text
 
-# Panels: title, y label, and the curves in them as (label, metric of the training log).
+# Panels: title, and the curves in them as (label, metric of the training log).
 PANELS = (
-    ("Loss", "nats",
-     (("ORPO", "loss/orpo"), ("SFT", "loss/sft"), ("odds ratio", "loss/odds_ratio"))),
-    ("Preference accuracy", "share of pairs", (("accuracy", "rewards/accuracies"),)),
-    ("Mean log-probability", "nats per token",
-     (("chosen", "logps/chosen"), ("rejected", "logps/rejected"))),
-    ("Margin (chosen − rejected)", "nats per token", (("margin", "logps/margins"),)),
-)  # fmt: skip
+    ("Loss", (("ORPO", "loss/orpo"), ("SFT", "loss/sft"), ("odds ratio", "loss/odds_ratio"))),
+    ("Preference accuracy", (("accuracy", "rewards/accuracies"),)),
+    ("Mean log-probability", (("chosen", "logps/chosen"), ("rejected", "logps/rejected"))),
+    ("Margin (chosen − rejected)", (("margin", "logps/margins"),)),
+)
 NO_MATPLOTLIB = "No curves: matplotlib is not installed. Install it and run orpo-dist report."
 
 
@@ -93,17 +92,18 @@ def _tiles(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
     prefix = "eval/" if evaluations else ""
     entries = evaluations or log
     tiles = []
-    for label, name, form in (
-        ("preference accuracy", "rewards/accuracies", "{:.1%}"),
-        ("margin, nats per token", "logps/margins", "{:+.3f}"),
-        ("loss", "loss/orpo", "{:.4f}"),
+    for name, form in (
+        ("rewards/accuracies", "{:.1%}"),
+        ("logps/margins", "{:+.3f}"),
+        ("loss/orpo", "{:.4f}"),
     ):
         values = [entry[prefix + name] for entry in entries if prefix + name in entry]
         if values:
             shown = form.format(values[-1])
             if len(values) > 1:
                 shown = f"{form.format(values[0])} → {shown}"
-            tiles.append((shown, ("held-out " if evaluations else "training ") + label))
+            where = "held-out" if evaluations else "training"
+            tiles.append((shown, f"{where} {METRICS[name].label}"))
     return tiles
 
 
@@ -116,23 +116,19 @@ def _categories(log: list[dict[str, Any]]) -> dict[str, Any] | None:
     names = sorted({key[6:] for entry in entries for key in entry if key.startswith("pairs/")})
     if not names:
         return None
-    columns = (
-        ("preference accuracy", "rewards/accuracies", "{:.1%}"),
-        ("margin, nats per token", "logps/margins", "{:+.3f}"),
-        ("NLL, nats per token", "loss/sft", "{:.3f}"),
-    )
+    columns = dict(zip(BY_CATEGORY, ("{:.1%}", "{:+.3f}", "{:.3f}"), strict=True))
     rows = []
     for name in names:
         mine = [entry for entry in entries if f"pairs/{name}" in entry]
         ends = (mine[0], mine[-1]) if len(mine) > 1 else mine
         cells = [
             " → ".join(form.format(entry[f"{metric}/{name}"]) for entry in ends)
-            for _, metric, form in columns
+            for metric, form in columns.items()
         ]
         rows.append((name, f"{mine[-1][f'pairs/{name}']:.0f}", *cells))
     return {
         "which": "held-out" if held_out else "training, first and last log line",
-        "head": ("", "pairs", *(label for label, _, _ in columns)),
+        "head": ("", "pairs", *(METRICS[metric].label for metric in columns)),
         "rows": rows,
     }
 
@@ -146,11 +142,11 @@ def curves_svg(log: list[dict[str, Any]]) -> list[Markup]:
 def curves_figures(log: list[dict[str, Any]]) -> list[Any]:
     """A matplotlib figure for every entry of ``PANELS``."""
     drawn = []
-    for title, unit, curves in PANELS:
+    for title, curves in PANELS:
         figure, axis = panel()
         for colour, (label, name) in zip(COLOURS, curves, strict=False):
             _curve(axis, log, name, label, colour)
-        axis.set(title=title, xlabel="optimizer step", ylabel=unit)
+        axis.set(title=title, xlabel="optimizer step", ylabel=METRICS[curves[-1][1]].unit)
         for step in _stage_ends(log):
             axis.axvline(step, color=FAINT, lw=1, ls=":")
         legend(figure)
