@@ -26,11 +26,13 @@ from orpo_dist.base.exits import (
     EXIT_TEMPORARY,
     EXIT_USER_ERROR,
 )
+from orpo_dist.base.failure import say
 from orpo_dist.base.signals import ENDING, LAST_WORDS, Demands, hear_signals
+from orpo_dist.base.types import UserError
 from orpo_dist.engines.lifeline import announce_launcher
 from orpo_dist.launch.presets import Preset
 from orpo_dist.upstream import check
-from orpo_dist.upstream.accelerate import launch_options
+from orpo_dist.upstream.accelerate import keep_from_signals, launch_environment
 
 # Ends of a worker that has said all there is to say: see interruption.py and cli.py.
 TOLD = (EXIT_USER_ERROR, EXIT_TEMPORARY, EXIT_HUNG, EXIT_REQUEUE, EXIT_INTERRUPTED)
@@ -49,9 +51,14 @@ def main(arguments: list[str]) -> int:
     from orpo_dist.base.device import deepspeed_follows_torch
 
     deepspeed_follows_torch()
+    try:
+        check("accelerate")
+    except UserError as error:
+        say(str(error))
+        return EXIT_USER_ERROR
     assert arguments[:1] == ["launch"], "as accelerate: the first word is launch"
     options = launch_command_parser().parse_args(arguments[1:])
-    options.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's share; the rest is handed on
+    keep_from_signals(options)  # most of them are handed on
     try:
         launch_command(options)
     except ChildFailedError as error:
@@ -70,17 +77,10 @@ def preset_environment(preset: Preset) -> dict[str, str]:
     if preset.engine.name in ("single", "ddp"):
         return {}
     check("accelerate")
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
     words = ["--config_file", str(preset.path), "--num_processes", "2", "--main_process_port", "0"]
     if preset.deepspeed is not None:
         words += ["--deepspeed_config_file", str(preset.deepspeed)]
-    options, defaults = launch_options([*words, "-"])
-    if preset.engine.deepspeed:  # accelerate's launch_command adds this on its way
-        options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        environment = prepare_deepspeed_cmd_env(options)[1]
-    else:
-        environment = prepare_multi_gpu_env(options)
+    environment = launch_environment([*words, "-"], preset.engine.deepspeed)
     return {
         name: value
         for name, value in environment.items()

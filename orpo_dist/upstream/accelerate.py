@@ -72,16 +72,35 @@ def sync_gradients(accelerator: Any, now: bool) -> None:
 
 @reaches_for(
     "accelerate.commands.launch:_validate_launch_command(args)",
+    "accelerate.utils.launch:prepare_deepspeed_cmd_env@deepspeed_fields_from_accelerate_config",
     because="what a launch tells its workers is nowhere to be had but from the launcher's own way",
     upstream="accelerate/commands/launch.py, launch_command (1.15)",
     until="accelerate tells the environment of a config file",
 )
-def launch_options(words: list[str]) -> tuple[Any, Any]:
-    """What ``accelerate launch WORDS`` would go by, and what it has from its config file."""
+def launch_environment(words: list[str], deepspeed: bool) -> dict[str, str]:
+    """The variables that ``accelerate launch WORDS`` would give to its workers."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    return options, defaults
+    if not deepspeed:
+        return prepare_multi_gpu_env(options)
+    # launch_command adds this on its way
+    options.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return prepare_deepspeed_cmd_env(options)[1]
+
+
+@reaches_for(
+    "torch.distributed.run:config_from_args@signals_to_handle",
+    "accelerate.commands.launch:multi_gpu_launcher@_filter_args",
+    because="torchrun kills its workers 30 s after a signal, in the middle of a checkpoint, and "
+    "accelerate has no flag to tell it otherwise",
+    upstream="torch/distributed/run.py (2.13), to which accelerate hands its options on",
+    until="accelerate launch has --signals-to-handle",
+)
+def keep_from_signals(options: Any) -> None:
+    """Let torchrun hear SIGHUP and SIGQUIT alone. options: of ``accelerate launch``."""
+    options.signals_to_handle = "SIGHUP,SIGQUIT"
 
 
 @reaches_for(
