@@ -30,7 +30,7 @@ WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def refuse_unknown(sweep: SweepConfig) -> None:
-    """``UserError`` for names that ``train`` would refuse, all at once: in the base, and every value
+    """``UserError`` for names that ``train`` would refuse, all at once: in the base, and every one
     of the space, whether a trial draws it or not. It needs neither the model nor the data.
     """
     tried = [("base", {name: value}) for name, value in sweep.base.items()]
