@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orpo_dist.base.pages.figures import COLOURS, FAINT, inline_svg, legend, panel
+from orpo_dist.base.pages.figures import COLOURS, FAINT, curve_label, inline_svg, legend, panel
 from orpo_dist.base.pages.render import render
 from orpo_dist.evaluation.terminal import (
     comparison_sentence,
@@ -87,7 +87,7 @@ def _spread(results: dict[str, dict[str, Any]]) -> list[Markup]:
         figure, axis = panel()
         for number, (name, result) in enumerate(results.items()):
             histogram = result[key]["histogram"]
-            axis.stairs(histogram["counts"], histogram["edges"], lw=1.4, label=name,
+            axis.stairs(histogram["counts"], histogram["edges"], lw=1.4, label=curve_label(name),
                         color=COLOURS[number % len(COLOURS)])  # fmt: skip
         axis.axvline(0, color=FAINT, lw=1, ls=":")
         axis.set(xlabel=label, ylabel="pairs")
@@ -108,7 +108,7 @@ def _calibration(results: dict[str, dict[str, Any]]) -> Any:
             [max(0.0, part["accuracy_high"] - r) for r, part in zip(right, bins, strict=True)],
         ]
         axis.errorbar(sure, right, yerr=reach, fmt="o-", ms=4, lw=1.2, capsize=2,
-                      color=COLOURS[number % len(COLOURS)], label=name)  # fmt: skip
+                      color=COLOURS[number % len(COLOURS)], label=curve_label(name))  # fmt: skip
     axis.set(xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
     legend(figure)
     return figure

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orpo_dist.base.exits import EXIT_BAD_NODES, EXIT_GAVE_UP
 from orpo_dist.config import ORPOConfig
+from orpo_dist.launch.batch import add_write_flags, write
 
 SCRIPTS = {
     "train": Path(__file__).parent / "slurm.sbatch",
@@ -24,6 +25,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "path", help="where the batch script is: sbatch $(orpo-dist slurm path)"
     )
     path.add_argument("script", nargs="?", choices=SCRIPTS, default="train")
+    add_write_flags(verbs.add_parser("write", help="a batch script for your site, from flags"))
     begin = verbs.add_parser("begin", help="in a batch script: open an attempt")
     begin.add_argument("line", nargs="+", metavar="-- train ...")
     check = verbs.add_parser("preflight", help="in a batch script: name the nodes that are not fit")
@@ -50,6 +52,9 @@ def run_verb(options: argparse.Namespace, config_of: ConfigOf) -> int:
     """Returns the exit code. config_of: from a command line to its config, None if not train."""
     if options.verb == "path":
         print(SCRIPTS[options.script])
+        return 0
+    if options.verb == "write":
+        write(options)
         return 0
     if options.verb == "probe":
         from orpo_dist.launch.probe import probe

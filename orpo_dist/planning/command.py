@@ -106,13 +106,13 @@ def _show(planner: Any, found: Any, best: Any, chosen: Any, everything: bool) ->
 
 def _show_launch(planner: Any, chosen: Any, options: argparse.Namespace, given: Any) -> None:
     from orpo_dist.planning import terminal
-    from orpo_dist.planning.launching import batch_script, launch_line, train_words
+    from orpo_dist.planning.launching import launch_line, planned_script, train_words
 
     words = train_words(chosen, planner.config, options.config, given)
     print("\n" + launch_line(chosen, planner.machine, words))
     if options.sbatch:
         hours = terminal.hours(planner, chosen)
-        _write("sbatch", options.sbatch, batch_script(chosen, planner.machine, words, hours))
+        _write("sbatch", options.sbatch, planned_script(chosen, planner.machine, words, hours))
 
 
 def _candidates(planner: Any, asked_only: bool) -> dict[Any, list[Any]]:

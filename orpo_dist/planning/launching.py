@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from orpo_dist.config import ORPOConfig
-from orpo_dist.launch.slurm_commands import SCRIPTS
+from orpo_dist.launch.batch import BatchJob, batch_script
 from orpo_dist.planning.estimate import Machine
 from orpo_dist.planning.plan import Candidate
 
@@ -57,25 +56,18 @@ def launch_line(candidate: Candidate, machine: Machine, words: list[str]) -> str
     return shlex.join([*line, "--", *words])
 
 
-def batch_script(
+def planned_script(
     candidate: Candidate, machine: Machine, words: list[str], hours: float | None
 ) -> str:
-    """The batch script that is shipped, with this plan's nodes, GPUs, preset and command."""
-    text = Path(SCRIPTS["train"]).read_text(encoding="utf-8")
-    gpus = machine.here if machine.gpu else 0
-    first = 'if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; else dry_run=; fi\n'
-    changes = {
-        "#SBATCH --nodes=2": f"#SBATCH --nodes={machine.machines}",
-        "#SBATCH --gpus-per-node=8": f"#SBATCH --gpus-per-node={gpus}",
-        "ORPO_PRESET:-zero2}": f"ORPO_PRESET:-{candidate.preset}}}",
-        first: f"{first}if [ $# = 0 ]; then set -- {shlex.join(words)}; fi\n",
-    }
-    if candidate.preset == "zero3_nvme":
-        changes["ORPO_LAUNCH:-}"] = "ORPO_LAUNCH:---nvme-path /nvme}"
-    if hours is not None:
-        whole = max(1, round(hours * 1.2 + SPARE))
-        changes["#SBATCH --time=24:00:00"] = f"#SBATCH --time={whole}:00:00"
-    for old, new in changes.items():
-        assert text.count(old) == 1, f"the batch script has changed: {old!r}"
-        text = text.replace(old, new)
-    return text
+    """The batch script with this plan's nodes, GPUs, preset, time and command."""
+    limit = BatchJob.time if hours is None else f"{max(1, round(hours * 1.2 + SPARE))}:00:00"
+    return batch_script(
+        BatchJob(
+            nodes=machine.machines,
+            gpus_per_node=machine.here if machine.gpu else 0,
+            preset=candidate.preset,
+            launch="--nvme-path /nvme" if candidate.preset == "zero3_nvme" else "",
+            command=shlex.join(words),
+            time=limit,
+        )
+    )

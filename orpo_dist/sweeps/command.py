@@ -62,6 +62,9 @@ def run_sweep(options: argparse.Namespace) -> int:
         raise UserError("--retry-failed needs --resume")
     config = sweep_of(options)
     if options.dry_run:
+        from orpo_dist.sweeps.running.shared import refuse_unknown
+
+        refuse_unknown(config)
         print(dump_sweep(config), end="")
         for point in [] if config.proposes else config.points():
             print("#", ", ".join(f"{name}={value}" for name, value in point.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orpo_dist.base.types import UserError
 from orpo_dist.cli import main
@@ -138,6 +139,32 @@ def test_a_dry_run_prints_a_sweep_that_can_be_run(
     assert (again.base["lr"], again.base["model"], again.keep_models) == (2e-5, "m", 2)
     assert list(again.metrics.items()) == [("perplexity", "min")]
     assert printed.count("# orpo_alpha=") == 7
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--model", "m"]])
+def test_every_value_of_the_space_is_checked_as_train_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    """All wrong names at once, also those that no trial would draw; before model and data."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({
+        "base": {"log": "nowhere"},
+        "space": {
+            "optimizer": {"choice": ["adamw_torch", "adam_wtorch", "adamw_troch"]},
+            "scheduler": {"choice": ["cosine", "cosin"], "when": {"peft": True}},
+            "peft": {"choice": [True, False]},
+            "lr": {"loguniform": [1e-6, 1e-4]},
+        },
+        "num_samples": 1,
+    }))  # fmt: skip
+    assert main(["sweep", str(file), *flags, "--project-name", str(tmp_path / "p")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    for told in ("base: log 'nowhere'", "space: optimizer 'adam_wtorch': is not one of",
+                 "space: optimizer 'adamw_troch'", "space: scheduler 'cosin'"):  # fmt: skip
+        assert told in said.err
+    assert "'adamw_torch'" not in said.err and "'cosine'" not in said.err
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize(

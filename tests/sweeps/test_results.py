@@ -8,6 +8,7 @@ import math
 import statistics
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,12 @@ from orpo_dist.cli import main
 from orpo_dist.config import load_config
 from orpo_dist.sweeps.found.advice import advise
 from orpo_dist.sweeps.found.page import sweep_page, write_page
+from orpo_dist.sweeps.found.plots import parallel_figure, response_figures
 from orpo_dist.sweeps.found.results import read_results
 from tests.sweeps.folders import alphas, make_sweep, trial
 
 
-def test_seeds_become_one_point_with_a_student_interval(tmp_path: Path) -> None:
+def test_seeds_become_one_point_with_an_interval_of_seeds_and_pairs(tmp_path: Path) -> None:
     results = read_results(alphas(tmp_path / "s"))
     assert [point.settings for point in results.ranked] == [
         {"orpo_alpha": 0.5}, {"orpo_alpha": 1.0}, {"orpo_alpha": 0.0},
@@ -30,9 +32,17 @@ def test_seeds_become_one_point_with_a_student_interval(tmp_path: Path) -> None:
     assert estimate is not None and estimate.kind == "seeds"
     values = [0.80, 0.82, 0.81]
     half = 4.30265 * statistics.stdev(values) / math.sqrt(3)  # t of 2 degrees of freedom
+    half /= 0.81 * (1 - 0.81)  # on the logit scale
     assert math.isclose(estimate.mean, 0.81)
-    assert estimate.low == pytest.approx(0.81 - half)
-    assert estimate.high == pytest.approx(0.81 + half)
+    low, high = wilson_interval(162, 200)
+
+    def logit(share: float) -> float:
+        return math.log(share / (1 - share))
+
+    down = math.hypot(half, logit(0.81) - logit(low))
+    up = math.hypot(half, logit(high) - logit(0.81))
+    assert logit(estimate.low) == pytest.approx(logit(0.81) - down, rel=1e-5)
+    assert logit(estimate.high) == pytest.approx(logit(0.81) + up, rel=1e-5)
     assert results.best_trial is not None and results.best_trial.name == "0.5-1"
 
 
@@ -86,7 +96,7 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
 
 def test_the_advice_says_what_to_take_and_what_it_costs(tmp_path: Path) -> None:
     text = " ".join(advise(read_results(alphas(tmp_path / "s"))))
-    assert text.startswith("Take orpo_alpha 0.5: preference accuracy 0.810 (95 % 0.785 to 0.835)")
+    assert text.startswith("Take orpo_alpha 0.5: preference accuracy 0.810 (95 % 0.743 to 0.863)")
     assert "Beside alpha 0 (plain fine-tuning): accuracy +0.210, perplexity +5.0%" in text
     assert "within the intervals" not in text
     assert "1 other point(s) cannot be told from it" in text  # alpha 1
@@ -195,3 +205,56 @@ def test_trials_that_never_started_are_counted(tmp_path: Path) -> None:
 def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the folder of a sweep"):
         read_results(tmp_path)
+
+
+def test_two_seeds_stay_in_range_and_equal_ones_keep_a_width(tmp_path: Path) -> None:
+    content = {"space": {"orpo_alpha": {"grid": [0, 1]}}, "repeats": 2, "metric": "accuracy"}
+    made = [
+        trial(f"{a}{s}", accuracy, perplexity, orpo_alpha=a, seed=s)
+        for a, accuracies in ((0.0, (0.4583, 0.4583)), (1.0, (0.4167, 0.5833)))
+        for s, (accuracy, perplexity) in enumerate(zip(accuracies, (1.5, 9.0), strict=True))
+    ]
+    results = read_results(make_sweep(tmp_path, content, *made, pairs=24))
+    equal, apart = results.points
+    accuracy = equal.estimate("accuracy")
+    assert accuracy is not None
+    assert (accuracy.low, accuracy.high) == pytest.approx(wilson_interval(0.4583 * 24, 24))
+    accuracy, perplexity = apart.estimate("accuracy"), apart.estimate("perplexity")
+    assert accuracy is not None and 0 < accuracy.low < 0.2 and 0.8 < accuracy.high < 1
+    assert perplexity is not None and 1 <= perplexity.low < 5.25 < perplexity.high
+    said, page = " ".join(advise(results)), sweep_page(results, [])
+    assert "two seeds per point, too few" in said
+    assert "Two seeds are too few" in page and "-0." not in page.partition("<h2>Trials")[0][-4000:]
+
+
+def test_what_does_not_vary_has_no_interval(tmp_path: Path) -> None:
+    """Seeds that agree in every digit say nothing of the next one."""
+    point = read_results(alphas(tmp_path / "s")).ranked[0]
+    estimate = point.estimate("perplexity")
+    assert estimate is not None and estimate.kind == "none"
+
+
+@pytest.mark.parametrize(("space", "log"), [
+    ({"lr": {"grid": [1e-5, 2e-5]}}, True),  # a rate
+    ({"lr": {"uniform": [1e-5, 2e-5]}}, True),
+    ({"weight_decay": {"loguniform": [0.01, 0.1]}}, True),
+    ({"weight_decay": {"uniform": [0.01, 0.1]}}, False),
+    ({"weight_decay": {"uniform": [0.001, 0.1]}}, True),  # spans a factor of a hundred
+    ({"lora_r": {"grid": [4, 8, 16]}}, True),  # grows by a factor
+    ({"lora_r": {"grid": [4, 8, 12]}}, False),
+    ({"orpo_alpha": {"choice": [0.1, 0.3, 1.0]}}, True),
+    ({"orpo_alpha": {"choice": [0, 0.3, 1.0]}}, False),  # zero has no logarithm
+])  # fmt: skip
+def test_axes_are_logarithmic_where_the_space_is(
+    tmp_path: Path, space: dict[str, Any], log: bool
+) -> None:
+    ((name, domain),) = space.items()
+    (values,) = domain.values()
+    made = [trial(str(i), 0.5 + i / 9, 3.0 + i, **{name: v}) for i, v in enumerate(values)]
+    results = read_results(make_sweep(tmp_path, {"space": space}, *made))
+    drawn = response_figures(results, name)
+    assert [f.axes[0].get_xscale() for f in drawn] == ["log" if log else "linear"] * 2
+    if log and len(values) == 3:  # and so in the parallel coordinates
+        heights = [line.get_ydata()[0] for line in parallel_figure(results).axes[0].lines[:3]]
+        ratio = math.log(values[1] / values[0]) / math.log(values[2] / values[0])
+        assert heights == pytest.approx([0, ratio, 1])

@@ -46,15 +46,18 @@ def legend(figure: Any, columns: int = 2) -> None:
         return
     import matplotlib
 
-    # what begins with an underscore matplotlib leaves out
-    names = [f" {label}" if label.startswith("_") else label for label in labels]
-    if max(map(len, names)) > 28:
+    if max(map(len, labels)) > 28:
         columns = 1
-    rows = -(-len(names) // columns)
+    rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.19 * rows)
     with matplotlib.rc_context(STYLE):
-        figure.legend(handles, names, loc="outside lower left", ncols=columns,
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns,
                       handlelength=1.6, columnspacing=1.2, borderaxespad=0.1)  # fmt: skip
+
+
+def curve_label(name: str) -> str:
+    """A name of the user's for a curve: what begins with an underscore matplotlib leaves out."""
+    return " " + name
 
 
 def logarithmic(axis: Any, values: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from orpo_dist.base.outage import is_outage
-from orpo_dist.base.types import TemporaryFailure, UserError
+from orpo_dist.base.types import TemporaryFailure, UserError, noted, refuse
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.engines.compatibility import refuse_impossible
@@ -24,13 +24,36 @@ DATA = (
     "prompt_text_column", "text_column", "rejected_text_column", "category_column", "strict_data",
     "chat_template", "max_prompt_length", "max_completion_length", "max_seq_length", "overlong",
 )  # fmt: skip
+# Settings whose values are names that other libraries have, known where a run starts.
+NAMES = ("optimizer", "scheduler", "log", "metric_for_best_model", "trainer_args")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def refuse_unknown(sweep: SweepConfig) -> None:
+    """``UserError`` for names that ``train`` would refuse, all at once: in the base, and every one
+    of the space, whether a trial draws it or not. It needs neither the model nor the data.
+    """
+    tried = [("base", {name: value}) for name, value in sweep.base.items()]
+    tried += [("space", setting) for setting in sweep.search_space.extremes()]
+    tried = [(where, setting) for where, setting in tried if setting.keys() & set(NAMES)]
+    if not tried:
+        return
+    from orpo_dist.training.arguments import resolve
+
+    found: list[str] = []
+    for where, setting in tried:
+        said: list[str] = []
+        with noted(said):
+            resolve(ORPOConfig().model_copy(update=setting), has_eval=True)
+        found += [f"{where}: {sentence}" for sentence in said]
+    refuse(found)
 
 
 def refuse_unfit(sweep: SweepConfig) -> None:
     """``UserError`` for a point that no trial could train, before any of them starts."""
     from orpo_dist.training.arguments import resolve
 
+    refuse_unknown(sweep)
     for point in sweep.points():
         config = sweep.run_config(point, "trial")
         if config.model is None:

@@ -86,7 +86,11 @@ def test_the_wheel_holds_the_presets(tmp_path: Path) -> None:
         assert f"orpo_dist/launch/presets/{name}.yaml" in names
     for path in (ROOT / "ds_configs").glob("*.json"):
         assert f"orpo_dist/launch/ds_configs/{path.name}" in names
-    shipped = ROOT / "orpo_dist" / "sweeps" / "presets"
+    package = ROOT / "orpo_dist"
+    for kind in ("html", "css", "js", "jinja", "sbatch"):  # pages, and the batch scripts
+        for path in package.rglob(f"*.{kind}"):
+            assert str(path.relative_to(ROOT)) in names
+    shipped = package / "sweeps" / "presets"
     for path in shipped.rglob("*.*"):
         assert f"orpo_dist/sweeps/presets/{path.relative_to(shipped)}" in names
 
