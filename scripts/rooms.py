@@ -15,7 +15,6 @@ import argparse
 import ast
 import configparser
 import io
-import re
 import subprocess
 import sys
 import tarfile
@@ -90,9 +89,10 @@ def main() -> int:
 def between(marks: str, text: str) -> None:
     """Put a text between two marks of the page."""
     page = ROOT / PAGE
-    pattern = re.compile(rf"(<!-- {marks} -->\n).*(\n<!-- /{marks} -->)", re.S)
-    before = page.read_text(encoding="utf-8")
-    page.write_text(pattern.sub(lambda m: m[1] + text + m[2], before), encoding="utf-8")
+    begin, end = f"<!-- {marks} -->\n", f"<!-- /{marks} -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
 
 
 def table(root: Path, house: House) -> str:

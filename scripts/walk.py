@@ -124,7 +124,8 @@ def page(found: Walk) -> str:
     seen: set[str] = set()
     for leg, modules in found.items():
         lines += ["", f"**{leg}**", "", "| module | enters at | |", "|---|---|---|"]
-        for module, at in modules.items():
+        for module, function in modules.items():
+            at = function.replace(".<locals>", "")
             text = (ROOT / PACKAGE / module).read_text(encoding="utf-8")
             said = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
             said = "again" if module in seen else " ".join(said.split()).replace("``", "`")
