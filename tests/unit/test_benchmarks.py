@@ -50,13 +50,11 @@ def test_plan_at_scale(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert rows[0]["balance"] > 0.98
 
 
-@pytest.mark.parametrize(
-    ("pairs", "seconds"), [(2000, 60), pytest.param(100_000, 60, marks=pytest.mark.slow)]
-)
-def test_audit_finds_what_was_planted_in_time(pairs: int, seconds: int, tmp_path: Path) -> None:
-    """The minute for 100 000 pairs is the promise of two cores."""
+@pytest.mark.parametrize("pairs", [2000, pytest.param(100_000, marks=pytest.mark.timing)])
+def test_audit_finds_what_was_planted(pairs: int, tmp_path: Path) -> None:
+    """In a minute where there are 100 000: the promise of two cores."""
     found = benchmark("audit.py", tmp_path / "out.json", "--pairs", str(pairs))
-    assert found["seconds"] < seconds
+    assert pairs < 100_000 or found["seconds"] < 60
     for rule, counts in found["rules"].items():
         assert counts["planted"] >= pairs // 100, rule
         assert counts["found"] >= 0.99 * counts["planted"], rule

@@ -9,14 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHARED
-
-DATA, MODEL = SHARED / "data", SHARED / "models" / "stories260K-hf"
-
-pytestmark = pytest.mark.skipif(
-    not DATA.exists(), reason="the data sets are not part of the project: no ../shared here"
-)
-
 
 def expected_skips(path: Path) -> dict[str, int]:
     """Counted without the loader: identical sides and empty last turns."""
@@ -46,9 +38,11 @@ def expected_skips(path: Path) -> dict[str, int]:
         ("hh_harmless_raw_transcripts", 299),
     ],
 )
-def test_real_files_train_and_are_counted(tmp_path: Path, name: str, pairs: int) -> None:
-    path = DATA / f"{name}.jsonl"
-    command = [sys.executable, "-m", "orpo_dist", "train", "--model", str(MODEL), "--data-path"]
+def test_real_files_train_and_are_counted(
+    shared: Path, tmp_path: Path, name: str, pairs: int
+) -> None:
+    path, model = shared / "data" / f"{name}.jsonl", shared / "models" / "stories260K-hf"
+    command = [sys.executable, "-m", "orpo_dist", "train", "--model", str(model), "--data-path"]
     flags = ["--project-name", str(tmp_path / "run"), "--max-steps", "5", "--batch-size", "2"]
     done = subprocess.run(
         [*command, str(path), *flags], check=False, capture_output=True, text=True

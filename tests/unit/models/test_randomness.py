@@ -72,7 +72,7 @@ def test_a_router_stays_in_evaluation_and_keeps_its_number(jitter: float, said: 
     model = llama()
     model.model.layers[1].mlp = Router(jitter)
     assert quiet(model) == said
-    model.train()
+    model.eval().train()
     router = model.model.layers[1].mlp
     assert not router.training and router.inner.training and model.model.layers[1].training
     assert router.jitter_noise == jitter
