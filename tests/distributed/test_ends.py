@@ -73,7 +73,9 @@ def test_a_killed_launcher_takes_its_ranks_with_it(
     assert gone
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_second_signal_ends_all_though_a_rank_hangs(
     number: int, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from orpo_dist.scoring.scorer import make_scorer
 from tests.conftest import DEMO
+from tests.launching import environment
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,6 +24,7 @@ def benchmark(name: str, out: Path, *arguments: str) -> Any:
         capture_output=True,
         text=True,
         check=False,
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
