@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # A CUDA build of torch, for tests over fake tensors; nothing runs on it.
 CUDA_TORCH ?= .cuda-torch
+# Data sets and models that some tests read; they are skipped where there are none.
+export ORPO_SHARED ?= $(abspath $(wildcard ../shared))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fake-cuda test-oldest test-newest faults gpu check format
+.PHONY: help install demo test test-slow test-timing test-fake-cuda test-oldest test-newest faults gpu check format
 
 help:
 	@echo "make demo     set up, then train, evaluate and report on a real small model (about 5 minutes)"
 	@echo "make test     set up, check and run the tests"
+	@echo "make test-slow    the tests that take minutes each (hours)"
+	@echo "make test-timing  bounds on seconds, on a machine with nothing else to do"
 	@echo "make test-fake-cuda  the CUDA branch without a GPU (Linux on x86-64; fetches 5 GB once)"
 	@echo "make test-oldest, make test-newest  core tests on the lowest versions that are allowed, and on"
 	@echo "              the newest that there are (TORCH=2.13.0: with that torch)"
@@ -38,10 +42,13 @@ demo: $(INSTALLED)
 
 test: check
 	@echo "== tests"
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not timing"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not timing"
+
+test-timing: $(INSTALLED)
+	$(BIN)/python -m pytest -m timing
 
 test-fake-cuda: $(INSTALLED) $(CUDA_TORCH)/torch
 	ORPO_CUDA_TORCH=$(abspath $(CUDA_TORCH)) $(BIN)/python -m pytest tests/cuda

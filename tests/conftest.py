@@ -18,7 +18,6 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "demo"
-SHARED = ROOT.parent / "shared"
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
@@ -29,6 +28,14 @@ CHATML = (
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ORPO_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """A folder with data sets and models that are no part of the project: $ORPO_SHARED, or none."""
+    if not (named := os.environ.get("ORPO_SHARED")):
+        pytest.skip("ORPO_SHARED names no folder with data sets and models")
+    return Path(named)
 
 
 @pytest.fixture(scope="session")

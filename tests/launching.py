@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from orpo_dist.launch import presets
+from orpo_dist.launch.argv import Topology, plan_launch
 from orpo_dist.runs.folder import read_metrics
 from tests.conftest import DEMO, ROOT
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+SEVERAL = Path(__file__).parent / "distributed" / "moves.py"
 TIMEOUT = 240  # s; nothing here computes for more than a few seconds
 
 Process = subprocess.Popen[str]
@@ -35,17 +39,21 @@ def launched(preset: str, *flags: str) -> list[str]:
     return [*launch, *flags, "--"]
 
 
-def start(words: Sequence[str], **environment: str) -> Process:
-    """Start a command with its output in pipes, two threads away from starving each other."""
+def environment(**more: str) -> dict[str, str]:
+    """For a process that is to import this tree, whatever is installed."""
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def start(words: Sequence[str], **variables: str) -> Process:
+    """Start a command with its output in pipes, two threads away from starving each other."""
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env=environment(**variables),
         start_new_session=True,
     )
 
@@ -62,9 +70,26 @@ def finish(process: Process, timeout: float = TIMEOUT) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def run(words: Sequence[str], **environment: str) -> str:
+def run(words: Sequence[str], **variables: str) -> str:
     """Run a command that must succeed; returns its errors (where the log goes)."""
-    code, _, errors = finish(start(words, **environment))
+    code, _, errors = finish(start(words, **variables))
+    assert code == 0, errors
+    return errors
+
+
+def in_one_launch(
+    preset: str, processes: int, jobs: Sequence[dict[str, Any]], folder: Path, timeout: float = 600
+) -> str:
+    """Train with these settings, one run after another in one process group; returns the log.
+
+    Half a minute of a launch are processes that start: this has them start once.
+    """
+    file = folder / f"{preset}-{processes}.json"
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    plan = plan_launch(presets.find(preset), Topology(), processes, [])
+    argv = plan.argv[: plan.argv.index("-m", 3)]
+    assert argv[0] == sys.executable
+    code, _, errors = finish(start([*argv, str(SEVERAL), str(file)], **plan.environment), timeout)
     assert code == 0, errors
     return errors
 

@@ -77,7 +77,8 @@ class AdviceLines(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log = read_metrics(self.metrics)
-        self._said = {(advice.stage, advice.rule) for advice in advise(self._log)}
+        before = advise(self._log, self.data) if self._log else []  # said by the run resumed here
+        self._said = {(advice.stage, advice.rule) for advice in before}
         self._next = 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

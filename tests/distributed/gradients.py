@@ -1,9 +1,10 @@
 """What test_gradients.py runs on two ranks: four steps that note where their gradients lie.
 
-    python gradients.py MODEL OUT.json SHARE BATCH_SIZE
+    python gradients.py MODEL OUT.json SHARE:BATCH_SIZE ...
 
-SHARE: in place of ``engines.WHOLE_GRADIENTS``. Writes losses and gradient norms of the steps; the
-numbers in gradients before every micro-batch; whether gradients share storages when they are used.
+One training after another; SHARE: in place of ``engines.WHOLE_GRADIENTS``. Writes of each losses
+and gradient norms of the steps; the numbers in gradients before every micro-batch; whether
+gradients share storages when they are used.
 """
 
 from __future__ import annotations
@@ -53,9 +54,20 @@ class Watching(ORPOTrainer):
         return optimizer
 
 
-def main(model: str, out: str, share: str, batch_size: str) -> None:
+def main(model: str, out: str, *cases: str) -> None:
     set_up_logging()
     quieten_libraries()
+    found = []
+    for case in cases:
+        found.append(trained(model, out, *case.split(":")))
+        gc.collect()  # what this one held is not the next one's
+        runtime.forget_engine()
+    if runtime.start().is_main:
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+    runtime.leave()
+
+
+def trained(model: str, out: str, share: str, batch_size: str) -> dict[str, list[Any]]:
     engines.WHOLE_GRADIENTS = float(share)
     lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:21]
     config = ORPOConfig(
@@ -66,14 +78,11 @@ def main(model: str, out: str, share: str, batch_size: str) -> None:
     trainer = Watching(model, config, [json.loads(line) for line in lines])
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
-    found = {
+    return {
         "loss": [e["loss/orpo"] for e in log], "norm": [float(e["grad_norm"]) for e in log],
         "held": trainer.held, "storages": trainer.storages,
         "trains": [p.numel() for p in trainer.model.parameters()],
     }  # fmt: skip
-    if runtime.start().is_main:
-        Path(out).write_text(json.dumps(found), encoding="utf-8")
-    runtime.leave()
 
 
 if __name__ == "__main__":

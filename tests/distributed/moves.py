@@ -1,4 +1,4 @@
-"""What test_moves.py runs on every rank of a launch: runs that begin, or go on from others.
+"""What ``launching.in_one_launch`` runs on every rank: runs that begin, or go on from others.
 
     python moves.py JOBS.json
 

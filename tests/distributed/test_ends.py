@@ -73,7 +73,9 @@ def test_a_killed_launcher_takes_its_ranks_with_it(
     assert gone
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_second_signal_ends_all_though_a_rank_hangs(
     number: int, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -83,12 +85,10 @@ def test_a_second_signal_ends_all_though_a_rank_hangs(
     os.kill(process.pid, number)
     time.sleep(2)
     assert process.poll() is None
-    began = time.monotonic()
     os.kill(process.pid, number)
+    assert all_gone(everyone, 5)
     code, _, errors = finish(process, 20)
     assert code == 130, errors
-    assert all_gone(everyone, 1)
-    assert time.monotonic() - began < 5
     assert "Traceback" not in errors
 
 

@@ -53,9 +53,7 @@ def test_an_error_on_one_rank_is_told_first_and_ends_the_job(
         SABOTAGE=str(folder / "metrics.jsonl"),
     )
     wait_for_step(folder, 1, process)
-    began = time.monotonic()
-    code, _, errors = finish(process, 60)
-    assert time.monotonic() - began < 30
+    code, _, errors = finish(process, 30)
     assert code == 1
     told = errors[errors.index("orpo-dist: ") :].splitlines()
     assert told[0] == "orpo-dist: rank 1 failed:"
@@ -68,9 +66,7 @@ def test_a_killed_rank_ends_the_job(tiny_model_dir: Path, tmp_path: Path) -> Non
     process = start(launched("fsdp2") + training(tiny_model_dir, tmp_path, *LONG))
     wait_for_step(tmp_path, 1, process)
     os.kill(rank_process(process, 1), signal.SIGKILL)
-    began = time.monotonic()
-    code, _, errors = finish(process, 60)
-    assert time.monotonic() - began < 30
+    code, _, errors = finish(process, 30)
     assert code == 128 + signal.SIGKILL
     assert errors.splitlines()[-1].startswith("orpo-dist: rank 1 was killed by SIGKILL")
     assert json.loads((tmp_path / "run.json").read_text())["status"] in ("failed", "running")

@@ -17,12 +17,13 @@ from tests.launching import finish, start
 WORKER = Path(__file__).with_name("gradients.py")
 
 
-def watched(engine: str, model: Path, out: Path, share: float, pairs: int) -> tuple[Any, str]:
-    """What gradients.py wrote on two ranks, and their log."""
+def watched(engine: str, model: Path, folder: Path, *cases: tuple[float, int]) -> tuple[Any, str]:
+    """What gradients.py wrote of each (share, pairs) on two ranks, and their log."""
     plan = plan_launch(presets.find(engine), Topology(), 2, [])
     argv = plan.argv[: plan.argv.index("-m", 3)]
     assert argv[0] == sys.executable
-    words = [*argv, str(WORKER), str(model), str(out), str(share), str(pairs)]
+    out = folder / "out.json"
+    words = [*argv, str(WORKER), str(model), str(out), *(f"{s}:{pairs}" for s, pairs in cases)]
     code, _, errors = finish(start(words, **plan.environment))
     assert code == 0, errors
     return json.loads(out.read_text(encoding="utf-8")), errors
@@ -30,21 +31,19 @@ def watched(engine: str, model: Path, out: Path, share: float, pairs: int) -> tu
 
 def test_fsdp2_reduces_once_or_every_time(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Four micro-batches a step, three in the last: the same steps from half the gradients."""
-    whole, said = watched("fsdp2", tiny_model_dir, tmp_path / "whole.json", WHOLE_GRADIENTS, 1)
-    cut, said_so = watched("fsdp2", tiny_model_dir, tmp_path / "cut.json", 0.0, 1)
+    cases = (WHOLE_GRADIENTS, 1), (0.0, 1)
+    (whole, cut), said = watched("fsdp2", tiny_model_dir, tmp_path, *cases)
     numbers = sum(whole["trains"])
     assert max(whole["held"]) == numbers
     assert max(cut["held"]) == pytest.approx(numbers / 2, rel=0.01)
     for name in ("loss", "norm"):
         assert cut[name] == pytest.approx(whole[name], rel=1e-5)
-    assert "reduces gradients with every micro-batch" not in said
-    assert said_so.count("reduces gradients with every micro-batch") == 1
+    assert said.count("reduces gradients with every micro-batch") == 1  # of the second
 
 
 def test_ddp_keeps_gradients_in_its_buckets(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Few storages for many gradients when the optimizer steps; with accumulation as well."""
-    one, _ = watched("ddp", tiny_model_dir, tmp_path / "one.json", 1.0, 4)
-    many, _ = watched("ddp", tiny_model_dir, tmp_path / "many.json", 1.0, 1)
+    (one, many), _ = watched("ddp", tiny_model_dir, tmp_path, (1.0, 4), (1.0, 1))
     for found in (one, many):
         assert max(found["storages"]) <= 2 < len(found["trains"])
     assert set(one["held"]) == {0} and max(many["held"]) == sum(many["trains"])

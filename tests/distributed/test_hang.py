@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -47,9 +46,7 @@ def test_a_stopped_rank_is_named(
     wait_for_step(tmp_path, 7, process)
     stopped = rank_process(process, rank)
     os.kill(stopped, signal.SIGSTOP)
-    began = time.monotonic()
-    code, _, errors = finish(process, 120)
-    assert time.monotonic() - began < 80  # 8, and 30 that torchrun gives the stopped one
+    code, _, errors = finish(process, 80)  # 8, and 30 that torchrun gives the stopped one
     assert code == 76, errors
     (told,) = [line for line in errors.splitlines() if "error: " in line]
     assert f"the job hangs (rank {rank} (process {stopped} on " in told

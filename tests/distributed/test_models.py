@@ -16,7 +16,7 @@ from orpo_dist.checkpoints.checkpoint import saved_shapes
 from orpo_dist.cli import main
 from tests.conftest import DEMO
 from tests.families import small_config
-from tests.launching import assert_engine, curve, launched, run, training
+from tests.launching import assert_engine, curve, in_one_launch, launched, run, training
 
 SHORT = ("--max-steps", "4", "--lr", "1e-2", "--peft")
 
@@ -81,10 +81,18 @@ def test_tied_weights_are_written_once(
 ) -> None:
     """And the trained end is saved, also of an adapter that the next run goes on with."""
     base, whole, lora, more = kind_dir("qwen-base"), *(tmp_path / n for n in ("whole", "b", "c"))
-    run(launched(engine) + training(base, whole, "--max-steps", "2"))
+    data = {
+        "data_path": str(DEMO / "train.jsonl"), "batch_size": 2, "global_batch_size": 8,
+        "max_steps": 2, "logging_steps": 1, "log": "none", "save_strategy": "no",
+    }  # fmt: skip
+    dora = {"peft": True, "use_dora": True, "lora_r": 4, "max_steps": 4, "lr": 1e-2}
+    jobs = [
+        {**data, "model": str(base), "project_name": str(whole)},
+        {**data, **dora, "model": str(whole), "project_name": str(lora)},
+        {**data, "model": str(lora), "project_name": str(more)},
+    ]
+    in_one_launch(engine, 2, jobs, tmp_path)
     assert saved_shapes(whole) == saved_shapes(base)
-    run(launched(engine) + training(whole, lora, *SHORT, "--use-dora", "--lora-r", "4"))
-    run(launched(engine) + training(lora, more, "--max-steps", "2"))
     for folder in (whole, lora, more):
         settings = json.loads((folder / "generation_config.json").read_text())
         assert settings["eos_token_id"] == [500, 502]
@@ -95,7 +103,7 @@ def test_tied_weights_are_written_once(
     torch.testing.assert_close(model(ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_a_router_loss_is_the_same_on_two_processes(
     engine: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orpo_dist.launch import presets
-from orpo_dist.launch.argv import Topology, plan_launch
 from tests.conftest import DEMO
-from tests.launching import assert_engine, curve, finish, start
+from tests.launching import assert_engine, curve, in_one_launch
 
-WORKER = Path(__file__).with_name("moves.py")
 PAIRS, STEPS, CUT = 60, 8, 5  # an epoch in 8 steps, the last one short; saved after the 5th
 NEAR = 1e-4
 NEAR_BF16 = 2e-3  # what engines differ by in bf16 anyway: tests/invariance/test_precision.py
@@ -63,14 +59,7 @@ class Moves:
 
     def launch(self, place: Place, jobs: Sequence[dict[str, Any]]) -> str:
         """Do jobs one after another in one launch; returns its log."""
-        file = self.folder / f"{name_of(place)}.json"
-        file.write_text(json.dumps([{**self.settings, **job} for job in jobs]), encoding="utf-8")
-        plan = plan_launch(presets.find(place[0]), Topology(), place[1], [])
-        argv = plan.argv[: plan.argv.index("-m", 3)]
-        assert argv[0] == sys.executable
-        code, _, errors = finish(start([*argv, str(WORKER), str(file)], **plan.environment), 600)
-        assert code == 0, errors
-        return errors
+        return in_one_launch(*place, [{**self.settings, **job} for job in jobs], self.folder)
 
     def whole(self, place: Place) -> Path:
         """The folder of the uninterrupted run at a place, with its checkpoint on the way."""

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from orpo_dist.runs.folder import newest_checkpoint
+from tests.conftest import DEMO
 from tests.launching import (
-    ENGINES,
     curve,
     finish,
+    in_one_launch,
     launched,
     listens_for,
     members,
@@ -31,10 +32,11 @@ from tests.launching import (
     wait_until,
 )
 
-ADAPTER = (
-    "--peft", "--lora-dropout", "0.1", "--lr", "1e-2", "--max-steps", "8", "--save-strategy",
-    "steps", "--save-steps", "5", "--batch-size", "4",
-)  # fmt: skip
+ADAPTER = {
+    "data_path": str(DEMO / "train.jsonl"), "peft": True, "lora_dropout": 0.1, "lr": 1e-2,
+    "max_steps": 8, "save_strategy": "steps", "save_steps": 5, "batch_size": 4,
+    "global_batch_size": 8, "logging_steps": 1, "log": "none",
+}  # fmt: skip
 
 
 def forget_after(folder: Path, step: int) -> None:
@@ -46,18 +48,27 @@ def forget_after(folder: Path, step: int) -> None:
         weights.unlink()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero1")),
+        "zero2",
+        "zero3",
+        "fsdp2",
+    ],
+)
 def test_adapter_resumes_exactly_and_loads_with_peft(
     engine: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     """With dropout, whose random numbers have to go on as well on every rank."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(launched(engine) + training(tiny_model_dir, whole, *ADAPTER))
-    shutil.copytree(whole, cut)
-    forget_after(cut, 5)
-    resume = ("--resume-from-checkpoint", "auto")
-    run(launched(engine) + training(tiny_model_dir, cut, *ADAPTER, *resume))
-    assert curve(cut) == pytest.approx(curve(whole), abs=1e-6)
+    settings = {"model": str(tiny_model_dir), **ADAPTER}
+    begun = {"project_name": str(whole)}
+    gone_on = {"project_name": str(cut), "resume_from_checkpoint": str(whole / "checkpoint-5")}
+    in_one_launch(engine, 2, [{**settings, **job} for job in (begun, gone_on)], tmp_path)
+    after, uninterrupted = curve(cut), curve(whole)
+    assert list(after) == [6, 7, 8]
+    assert after == pytest.approx({step: uninterrupted[step] for step in after}, abs=1e-6)
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (cut, whole))
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -109,7 +120,8 @@ def test_zero2_killed_and_resumed_equals_the_uninterrupted_run(
 @pytest.mark.parametrize(
     ("preset", "number", "to", "code"),
     [("zero2", signal.SIGUSR1, "launcher", 85), ("fsdp2", signal.SIGUSR1, "rank 1", 85),
-     ("ddp", signal.SIGTERM, "launcher", 130)],
+     # beside test_ends.test_the_first_signal_saves
+     pytest.param("ddp", signal.SIGTERM, "launcher", 130, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_signal_to_anyone_stops_all_with_a_checkpoint(
     preset: str, number: int, to: str, code: int, tiny_model_dir: Path, tmp_path: Path

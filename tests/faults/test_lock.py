@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,19 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lock, "DEAD_AFTER", 1.0)
     monkeypatch.setattr(lock, "ENDING", 0.5)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of every wait for a lock: they pass on its clocks at once, and not here."""
+    waits: list[float] = []
+    began, now = time.monotonic(), lock._now
+    clock = SimpleNamespace(
+        monotonic=lambda: began + sum(waits), sleep=waits.append, strftime=time.strftime
+    )
+    monkeypatch.setattr(lock, "time", clock)
+    monkeypatch.setattr(lock, "_now", lambda path, me: now(path, me) + sum(waits))
+    return waits
 
 
 # --- real processes
@@ -124,18 +138,20 @@ def test_a_refused_run_leaves_no_folder(tiny_model_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"born": 1.0}])
-def test_a_process_of_this_machine_that_is_gone(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_process_of_this_machine_that_is_gone(
+    tmp_path: Path, changes: dict[str, Any], slept: list[float]
+) -> None:
     """Or whose process id another one has by now."""
     leave(tmp_path, **changes)
-    began = time.monotonic()
     with held(tmp_path):
-        assert time.monotonic() - began < 1
+        assert slept == []
 
 
-def test_a_process_of_this_machine_that_runs(tmp_path: Path, brisk: None) -> None:
+def test_a_process_of_this_machine_that_runs(tmp_path: Path, slept: list[float]) -> None:
     leave(tmp_path)
     with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on "), held(tmp_path):
         pass
+    assert lock.ENDING <= sum(slept) < lock.ENDING + 2 * lock.PERIOD
 
 
 def test_another_machine_that_lives_is_seen_to(tmp_path: Path, brisk: None) -> None:
@@ -149,24 +165,36 @@ def test_another_machine_that_lives_is_seen_to(tmp_path: Path, brisk: None) -> N
     thread.join()
 
 
-def test_another_machine_that_is_gone_is_waited_for(tmp_path: Path, brisk: None) -> None:
-    leave(tmp_path, **ELSEWHERE)
-    began = time.monotonic()
-    with held(tmp_path):
-        assert 0.5 < time.monotonic() - began < 5
-    old = time.time() - 1000
-    leave(tmp_path, **ELSEWHERE)
-    os.utime(tmp_path / LOCK, (old, old))
-    began = time.monotonic()
-    with held(tmp_path):
-        assert time.monotonic() - began < 0.5
+def set_age(path: Path, seconds: float) -> None:
+    old = time.time() - seconds
+    os.utime(path, (old, old))
 
 
-def test_half_a_lock_counts_until_it_is_old(tmp_path: Path, brisk: None) -> None:
+@pytest.mark.parametrize("age", [0, 45])
+def test_another_machine_that_is_gone_is_waited_for(
+    age: float, tmp_path: Path, slept: list[float]
+) -> None:
+    """Until the lock has not been touched for a minute, however much of that has passed."""
+    leave(tmp_path, **ELSEWHERE)
+    set_age(tmp_path / LOCK, age)
+    with held(tmp_path):
+        assert lock.DEAD_AFTER - age - 5 < sum(slept) < lock.DEAD_AFTER - age + 5
+        assert all(0 < wait < lock.HEARTBEAT / 2 for wait in slept)  # a touch is soon seen
+
+
+def test_a_lock_of_another_machine_that_is_old_is_free_at_once(
+    tmp_path: Path, slept: list[float]
+) -> None:
+    leave(tmp_path, **ELSEWHERE)
+    set_age(tmp_path / LOCK, 1000)
+    with held(tmp_path):
+        assert slept == []
+
+
+def test_half_a_lock_counts_until_it_is_old(tmp_path: Path, slept: list[float]) -> None:
     (tmp_path / LOCK).write_text("")
-    began = time.monotonic()
     with held(tmp_path):
-        assert time.monotonic() - began > 0.5
+        assert sum(slept) > lock.DEAD_AFTER - 5
 
 
 def test_without_hard_links(tmp_path: Path, brisk: None, monkeypatch: pytest.MonkeyPatch) -> None:

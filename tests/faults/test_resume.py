@@ -148,11 +148,18 @@ def test_auto_without_a_checkpoint_starts_afresh(tiny_model_dir: Path, tmp_path:
     assert max(curve(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [
+        (signal.SIGINT, 0.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 0.2), (signal.SIGTERM, 1.0),
+        *(pytest.param(number, seconds, marks=pytest.mark.slow) for number, seconds in (
+            (signal.SIGTERM, 0.0), (signal.SIGTERM, 0.5), (signal.SIGINT, 0.2), (signal.SIGINT, 1.0)
+        )),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("launch", [(), ("launch", "ddp", "--num-processes", "2", "--")])
 def test_a_signal_while_modules_load_is_no_traceback(
-    launch: tuple[str, ...], seconds: float, number: signal.Signals
+    launch: tuple[str, ...], number: signal.Signals, seconds: float
 ) -> None:
     words = [sys.executable, "-m", "orpo_dist", *launch, "train", "--model", "none"]
     process = start(words)

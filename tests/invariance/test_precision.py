@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.launching import ENGINES
+from tests.launching import ENGINES, environment
 
 BOUNDS = {"loss/orpo": 2e-3, "grad_norm": 2.5e-2}  # relative, of any of ten steps
 
@@ -24,7 +24,7 @@ def assert_close(engines: list[str], methods: list[str], seeds: list[int], out: 
     words = ["--engines", *engines, "--methods", *methods, "--seeds", *map(str, seeds)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "precision.py"), *words, "--json", str(out)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))

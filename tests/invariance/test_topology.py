@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tiny_model_dir: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, eight pairs at once."""
+    """One process, eight pairs at once; one pair at a time: test_normalisation.py."""
     folder = tmp_path_factory.mktemp("single")
     single = [sys.executable, "-m", "orpo_dist"]
     run(single + words(tiny_model_dir, folder, data, "--batch-size", "8"))
@@ -54,7 +54,6 @@ def reference(tiny_model_dir: Path, data: Path, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(
     ("launch", "engine", "flags"),
     [
-        (launched("single"), "single", ["--batch-size", "1"]),
         ([*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "--", "orpo_dist"], "ddp",
          ["--batch-size", "4"]),
         (launched("zero1"), "zero1", ["--batch-size", "2"]),
@@ -65,7 +64,7 @@ def reference(tiny_model_dir: Path, data: Path, tmp_path_factory: pytest.TempPat
         (launched("fsdp2"), "fsdp2", ["--batch-size", "1"]),
         (launched("ddp"), "ddp", ["--attention", "padded", "--max-tokens-per-microbatch", "400"]),
     ],
-    ids=["single-8x1", "torchrun-ddp-1x4", "zero1-2x2", "zero2-4x1-padded", "accelerate-zero3-2x2",
+    ids=["torchrun-ddp-1x4", "zero1-2x2", "zero2-4x1-padded", "accelerate-zero3-2x2",
          "zero3_offload-1x4", "fsdp2-4x1", "ddp-padded-budget"],
 )  # fmt: skip
 def test_same_curve_and_weights(

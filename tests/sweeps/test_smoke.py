@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +52,7 @@ def _watch_a_stop(folder: Path, process: Process) -> None:
     workers = ray_processes(process, WORKER)
     wait_until(stopped, process)
     workers |= ray_processes(process, WORKER)
-    began = time.monotonic()
     wait_until(lambda: len(workers & ray_processes(process, WORKER)) <= 2, process, 10)
-    assert time.monotonic() - began < 10
 
 
 def test_every_trial_has_an_end_and_a_reason(project: Path) -> None:
@@ -74,7 +71,8 @@ def test_every_trial_has_an_end_and_a_reason(project: Path) -> None:
 
 def test_two_trials_ran_at_once(project: Path) -> None:
     first, second = (run_of(project, trial_named(project, n)) for n in ("000", "001"))
-    assert abs(first["started"] - second["started"]) < 20
+    assert first["started"] < second["started"] + second["seconds"]
+    assert second["started"] < first["started"] + first["seconds"]
 
 
 def test_the_best_trial_is_the_same_by_hand(project: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from orpo_dist.scoring.scorer import make_scorer
 from tests.conftest import DEMO
+from tests.launching import environment
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,6 +24,7 @@ def benchmark(name: str, out: Path, *arguments: str) -> Any:
         capture_output=True,
         text=True,
         check=False,
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
@@ -50,13 +52,11 @@ def test_plan_at_scale(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert rows[0]["balance"] > 0.98
 
 
-@pytest.mark.parametrize(
-    ("pairs", "seconds"), [(2000, 60), pytest.param(100_000, 60, marks=pytest.mark.slow)]
-)
-def test_audit_finds_what_was_planted_in_time(pairs: int, seconds: int, tmp_path: Path) -> None:
-    """The minute for 100 000 pairs is the promise of two cores."""
+@pytest.mark.parametrize("pairs", [2000, pytest.param(100_000, marks=pytest.mark.timing)])
+def test_audit_finds_what_was_planted(pairs: int, tmp_path: Path) -> None:
+    """In a minute where there are 100 000: the promise of two cores."""
     found = benchmark("audit.py", tmp_path / "out.json", "--pairs", str(pairs))
-    assert found["seconds"] < seconds
+    assert pairs < 100_000 or found["seconds"] < 60
     for rule, counts in found["rules"].items():
         assert counts["planted"] >= pairs // 100, rule
         assert counts["found"] >= 0.99 * counts["planted"], rule

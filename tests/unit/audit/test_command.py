@@ -13,7 +13,7 @@ import pytest
 
 from orpo_dist import cli
 from orpo_dist.audit import RULES
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT
 from tests.unit.audit.test_audit import FIRES, clean_rows, row
 from tests.unit.test_cli import mistake
 
@@ -196,7 +196,6 @@ def test_the_documentation_names_every_rule() -> None:
         assert rule.fires in line, name
 
 
-@pytest.mark.skipif(not (SHARED / "data").exists(), reason="no ../shared/data here")
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -206,9 +205,13 @@ def test_the_documentation_names_every_rule() -> None:
     ],
 )
 def test_real_files(
-    name: str, expected: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    expected: dict[str, int],
+    shared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data, out = SHARED / "data", tmp_path / "audit.json"
+    data, out = shared / "data", tmp_path / "audit.json"
     held_out = data / "hh_harmless_raw_transcripts.jsonl"  # of the same source as the first
     run_audit(capsys, data / f"{name}.jsonl", "--valid-data-path", held_out, "--json", out)
     found = json.loads(out.read_text(encoding="utf-8"))["findings"]

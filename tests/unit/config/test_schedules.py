@@ -19,6 +19,7 @@ from orpo_dist.runs.folder import read_metrics
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.padding import pad_pairs, padded_scores
 from tests.conftest import DEMO, ROOT
+from tests.launching import environment
 from tests.unit.training.test_run import settings
 from tests.unit.training.test_trainer import config
 
@@ -176,7 +177,9 @@ def test_the_example_of_a_custom_loss_runs(tiny_model_dir: Path, tmp_path: Path)
         "--project-name", str(tmp_path / "run"), "--max-steps", "2", "--logging-steps", "1",
         "--orpo-alpha", "0.5", "--log", "none", "--batch-size", "3",
     ]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, check=False, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     log = read_metrics(tmp_path / "run" / "metrics.jsonl")
     for entry in log:

@@ -1,21 +1,13 @@
-"""Real files with real defects, through the real command line, where they are at hand."""
+"""Real files with real defects, through the command line, where they are at hand."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHARED
-
-DATA, MODEL = SHARED / "data", SHARED / "models" / "stories260K-hf"
-
-pytestmark = pytest.mark.skipif(
-    not DATA.exists(), reason="the data sets are not part of the project: no ../shared here"
-)
+from orpo_dist.cli import main
 
 
 def expected_skips(path: Path) -> dict[str, int]:
@@ -46,14 +38,14 @@ def expected_skips(path: Path) -> dict[str, int]:
         ("hh_harmless_raw_transcripts", 299),
     ],
 )
-def test_real_files_train_and_are_counted(tmp_path: Path, name: str, pairs: int) -> None:
-    path = DATA / f"{name}.jsonl"
-    command = [sys.executable, "-m", "orpo_dist", "train", "--model", str(MODEL), "--data-path"]
+def test_real_files_train_and_are_counted(
+    shared: Path, tmp_path: Path, name: str, pairs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = shared / "data" / f"{name}.jsonl", shared / "models" / "stories260K-hf"
+    command = ["train", "--model", str(model), "--data-path", str(path)]
     flags = ["--project-name", str(tmp_path / "run"), "--max-steps", "5", "--batch-size", "2"]
-    done = subprocess.run(
-        [*command, str(path), *flags], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    code, said = main([*command, *flags]), capsys.readouterr().err
+    assert code == 0, said
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]
     assert run["skipped"]["train"] == expected_skips(path)
@@ -61,5 +53,5 @@ def test_real_files_train_and_are_counted(tmp_path: Path, name: str, pairs: int)
     assert report["pairs"] + sum(run["skipped"]["train"].values()) == report["rows"]
     cut = report["truncated"]["prompt"]["count"]
     if cut > pairs / 4:  # the short default is said loudly
-        assert f"{cut} of {pairs} prompts" in done.stderr
-        assert "--max-prompt-length" in done.stderr
+        assert f"{cut} of {pairs} prompts" in said
+        assert "--max-prompt-length" in said

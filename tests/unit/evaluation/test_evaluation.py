@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_dist import UserError, evaluate_model, load
-from orpo_dist.base.intervals import newcombe_interval
 from orpo_dist.cli import main
 from orpo_dist.evaluation import ScoreTable, evaluate_models
 from orpo_dist.evaluation.paired import bootstrap_interval, compare, holm
@@ -83,11 +82,6 @@ def test_length_bias_tells_a_model_that_goes_by_length() -> None:
 def test_length_bias_without_both_kinds() -> None:
     found = length_bias(table([-1, -1], [-2, -3]))
     assert found["gap"] is None and found["spearman"] is None
-
-
-def test_newcombe_against_published_values() -> None:
-    """Newcombe 1998, table II: 56/70 against 48/80."""
-    assert newcombe_interval((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
 def test_calibration_of_a_calibrated_and_of_a_boastful_model() -> None:

@@ -293,15 +293,3 @@ def test_evaluation_by_category_and_json(
     assert hits / 64 == pytest.approx(result["preference_accuracy"])
     assert result["accuracy_low"] < result["preference_accuracy"] < result["accuracy_high"]
     assert "arithmetic" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("hits", "trials", "low", "high"),
-    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (50, 100, 0.4038, 0.5962)],
-)
-def test_wilson_interval_against_published_values(
-    hits: int, trials: int, low: float, high: float
-) -> None:
-    from orpo_dist.base.intervals import wilson_interval
-
-    assert wilson_interval(hits, trials) == pytest.approx((low, high), abs=1e-4)
