@@ -15,8 +15,6 @@ from orpo_dist.sweeps.found.plots import (
     response_figure,
 )
 from orpo_dist.sweeps.found.results import (
-    BEST,
-    FILE,
     Estimate,
     Results,
     best_yaml,
@@ -24,6 +22,7 @@ from orpo_dist.sweeps.found.results import (
     varying,
     write_results,
 )
+from orpo_dist.sweeps.protocol import BEST, SWEEP
 from orpo_dist.sweeps.searched.metrics import METRICS
 from orpo_dist.sweeps.searched.space import shown
 
@@ -76,8 +75,8 @@ def sweep_page(results: Results, advice: list[str]) -> str:
         points=_points(results),
         trials=_trials(results),
         best=_best(results),
-        name=FILE,
-        file=html.escape((results.project / FILE).read_text(encoding="utf-8")),
+        name=SWEEP,
+        file=html.escape((results.project / SWEEP).read_text(encoding="utf-8")),
     )
 
 
