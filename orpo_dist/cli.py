@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from orpo_dist import __version__
 from orpo_dist.base.console import set_up_logging
 from orpo_dist.base.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
 from orpo_dist.base.failure import crash, say
@@ -24,7 +25,7 @@ OPTIONAL = ("datasets", "matplotlib", "peft", "psutil", "pyarrow", "scipy")
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 
-OWN_FLAGS = ("-h", "--help")  # which stand before a command
+OWN_FLAGS = ("-h", "--help", "--version")  # which stand before a command
 
 
 class Command(NamedTuple):
@@ -86,6 +87,10 @@ COMMANDS = {
         "batch scripts for SLURM, and what they call",
         "launch.slurm_commands:add_verbs", "launch.slurm_commands:run_verb", wraps=True,
     ),
+    "env": Command(
+        "versions, devices and folders: what a bug report needs",
+        "launch.flags:add_env_flags", "launch.environment:run_env",
+    ),
 }  # fmt: skip
 
 
@@ -117,6 +122,7 @@ def _run(arguments: list[str]) -> int:
         epilog="'orpo-dist COMMAND --help' lists the settings of a command.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"orpo-dist {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     wanted = _wanted(arguments)
     for name, entry in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""The flags of ``orpo-dist launch``."""
+"""The flags of ``orpo-dist launch`` and ``orpo-dist env``."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text)
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+
+
+def add_env_flags(parser: argparse.ArgumentParser) -> None:
+    """How it is written."""
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import orpo_dist
 from orpo_dist import cli
 from orpo_dist.config import ORPOConfig, load_config
 
@@ -299,6 +300,8 @@ def test_mistakes_of_the_other_commands(
         (["--foo", "train"], "unknown flag '--foo': flags stand behind the command"),
         (["--foo"], "unknown flag '--foo': flags stand behind the command"),
         (["--lr", "3", "train"], "unknown flag '--lr': flags stand behind the command"),
+        (["--verison"], "unknown flag '--verison': did you mean --version?"),
+        (["--versio"], "unknown flag '--versio': did you mean --version?"),  # no abbreviations
         (["-v"], "unknown flag '-v': flags stand behind the command"),
         (["trian"], "unknown command 'trian': did you mean train?"),
         (["quux", "--lr", "3"], "unknown command 'quux': choose one of train, evaluate, "),
@@ -312,6 +315,13 @@ def test_what_is_not_known_is_answered_in_a_sentence(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told in mistake(capsys, *arguments)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"orpo-dist {orpo_dist.__version__}\n"
 
 
 def test_every_command_has_light_flags_and_a_command() -> None:
