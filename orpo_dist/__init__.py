@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orpo_dist.training.run import train
     from orpo_dist.training.trainer import ORPOTrainer
 
+# Here alone: pyproject.toml and "orpo-dist --version" read it.
 __version__ = "0.1.0"
 
 # Loaded on first use: naming the package must not load torch.

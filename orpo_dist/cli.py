@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from orpo_dist import __version__
 from orpo_dist.base.console import set_up_logging
 from orpo_dist.base.exits import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_TEMPORARY, EXIT_USER_ERROR
-from orpo_dist.base.failure import crash, rank_among_others, say
-from orpo_dist.base.types import TemporaryFailure, UserError, noted, refuse
+from orpo_dist.base.failure import crash, say
+from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.engines.allocator import grow_segments
 
 if TYPE_CHECKING:
@@ -24,62 +25,71 @@ OPTIONAL = ("datasets", "matplotlib", "peft", "psutil", "pyarrow", "scipy")
 
 DESCRIPTION = "Fine-tune language models on preferences with ORPO: fast, exact, distributed."
 
+OWN_FLAGS = ("-h", "--help", "--version")  # which stand before a command
+
 
 class Command(NamedTuple):
     """A subcommand: its line of help, and the functions behind it as ``module:function``.
 
-    add_flags takes the subcommand's parser, run its options; both are imported when it is called.
+    flags takes the subcommand's parser; it may set ``check`` in it, a function of the options that
+    tells mistakes, and answers dry runs with an exit code, before ``run`` and with it torch is
+    imported. run takes the options; of a command that wraps others, and what reads a command line.
     """
 
     help: str
-    add_flags: str
+    flags: str
     run: str
+    wraps: bool = False
 
 
 COMMANDS = {
     "train": Command(
         "train a model on a file of preferences",
-        "cli:add_train_flags", "cli:run_train",
+        "training.flags:add_train_flags", "training.command:run_train",
     ),
     "evaluate": Command(
         "accuracy, perplexity and margins of models, and which is better",
-        "evaluation.command:add_evaluate_flags", "evaluation.command:run_evaluate",
+        "evaluation.flags:add_evaluate_flags", "evaluation.command:run_evaluate",
     ),
     "generate": Command(
         "let a model answer prompts, also beside its base, or chat",
-        "generation.command:add_generate_flags", "generation.command:run_generate",
+        "generation.flags:add_generate_flags", "generation.command:run_generate",
     ),
     "ensemble": Command(
         "many models as one: average, vote, best_of, soups",
-        "ensembles.command:add_verbs", "ensembles.command:run_verb",
+        "ensembles.flags:add_verbs", "ensembles.command:run_verb",
     ),
     "compare": Command(
         "let people judge two models, blind, and count what they said",
-        "compare.command:add_compare_flags", "compare.command:run_compare",
+        "compare.flags:add_compare_flags", "compare.command:run_compare",
     ),
     "report": Command(
         "write report.html of a run or a sweep again",
-        "cli:add_report_flags", "cli:run_report",
+        "runs.flags:add_report_flags", "sweeps.found.command:run_report",
     ),
     "data": Command(
         "what is wrong with preference data: orpo-dist data audit FILE",
-        "audit.command:add_data_verbs", "audit.command:run_audit",
+        "audit.flags:add_data_verbs", "audit.command:run_audit",
     ),
     "plan": Command(
         "what a training will need and how to launch it, from config.json alone",
-        "planning.command:add_plan_flags", "planning.command:run_plan",
+        "planning.flags:add_plan_flags", "planning.command:run_plan",
     ),
     "launch": Command(
         "run a command on many processes: orpo-dist launch zero2 -- train ...",
-        "launch.command:add_launch_flags", "cli:run_launch",
+        "launch.flags:add_launch_flags", "launch.command:run_launch", wraps=True,
     ),
     "sweep": Command(
         "find the best alpha and learning rate: many trainings side by side, on Ray",
-        "sweeps.command:add_sweep_flags", "sweeps.command:run_sweep",
+        "sweeps.flags:add_sweep_flags", "sweeps.command:run_sweep",
     ),
     "slurm": Command(
         "batch scripts for SLURM, and what they call",
-        "launch.slurm_commands:add_verbs", "cli:run_slurm",
+        "launch.slurm_commands:add_verbs", "launch.slurm_commands:run_verb", wraps=True,
+    ),
+    "env": Command(
+        "versions, devices and folders: what a bug report needs",
+        "launch.flags:add_env_flags", "launch.environment:run_env",
     ),
 }  # fmt: skip
 
@@ -110,14 +120,16 @@ def _run(arguments: list[str]) -> int:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="'orpo-dist COMMAND --help' lists the settings of a command.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"orpo-dist {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    wanted = _wanted(arguments)
     for name, entry in COMMANDS.items():
         text = entry.help
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == wanted:  # the flags of train come from the config: build only what is used
-            _function(entry.add_flags)(command)
+            _function(entry.flags)(command)
     inner: list[str] = []
     if wanted == "launch" and "--" in arguments:
         cut = arguments.index("--")
@@ -129,7 +141,32 @@ def _run(arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     _refuse_unknown(unknown, options)
     with _missing_packages_named():
-        return int(_function(COMMANDS[options.command].run)(options))
+        return _carry_out(COMMANDS[options.command], options)
+
+
+def _wanted(arguments: list[str]) -> str | None:
+    """The command, which is the first word; ``UserError`` for one that there is not, or a flag."""
+    first = arguments[0] if arguments else "--help"
+    if first in OWN_FLAGS:
+        return None
+    if first in COMMANDS:
+        return first
+    if first[:1] == "-":
+        close = difflib.get_close_matches(first, OWN_FLAGS, n=1, cutoff=0.7)
+        said = f"did you mean {close[0]}?" if close else "flags stand behind the command"
+        raise UserError(f"unknown flag '{first}': {said} (see 'orpo-dist --help')")
+    close = difflib.get_close_matches(first, COMMANDS, n=1)
+    said = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+    raise UserError(f"unknown command '{first}': {said}")
+
+
+def _carry_out(command: Command, options: argparse.Namespace) -> int:
+    """What can be said of the options alone, then the command itself."""
+    check = vars(options).get("check")
+    if check is not None and (code := check(options)) is not None:
+        return int(code)
+    run = _function(command.run)
+    return int(run(options, _inner_config) if command.wraps else run(options))
 
 
 @contextlib.contextmanager
@@ -157,131 +194,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _refuse_unknown(unknown: list[str], options: argparse.Namespace) -> None:
-    """One ``UserError`` for all unknown flags and for wrong settings beside them."""
-    if not unknown:
-        return
-    from orpo_dist.config import check_settings, load_config
-    from orpo_dist.config.flags import config_values
-
-    words = [word.partition("=")[0] for word in unknown]
-    flags = [word for word in words if word.startswith("--")]
-    found = [f"unexpected argument '{words[0]}'"] if words[0] not in flags else []
-    found += [_explain_flag(flag) for flag in dict.fromkeys(flags)]
-    with noted(found):
-        if "config" in options:
-            load_config(options.config, config_values(options))
-        else:  # these settings are laid over others
-            check_settings(config_values(options))
-    refuse(found)
+    if unknown:
+        _function("config.unknown:refuse_unknown")(unknown, options)
 
 
-def _explain_flag(word: str) -> str:
-    from orpo_dist.config import ORPOConfig
-    from orpo_dist.config.names import explain_unknown
+def _inner_config(line: Sequence[str]) -> ORPOConfig | None:
+    """Check a command line that is to be launched, so that mistakes are told once.
 
-    name = word[2:].replace("-", "_")
-    if name in ORPOConfig.model_fields:
-        flag = _flag(name)
-        why = f"did you mean {flag}?" if flag != word else "this command does not take it"
-        return f"unknown flag '{word}': {why}"
-    return explain_unknown(name, ORPOConfig.model_fields, "flag", _flag)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-# --- the commands that have no room of their own
-
-
-def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    from orpo_dist.config.flags import add_config_flags
-
-    parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file of settings; flags win over it"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
-    add_config_flags(parser)
-
-
-def run_train(options: argparse.Namespace) -> int:
-    from orpo_dist.config import dump_config, load_config
-    from orpo_dist.config.flags import config_values
-
-    config = load_config(options.config, config_values(options))
-    if options.dry_run:
-        print(dump_config(config), end="")
-        return 0
-    from orpo_dist.engines import runtime
-    from orpo_dist.engines.interruption import Interrupted
-    from orpo_dist.training.run import train
-
-    try:
-        handle = train(config)
-    except Interrupted as stop:
-        if not rank_among_others():
-            say(str(stop))
-        return stop.exit_code
-    if not rank_among_others():
-        print(handle.path)
-    runtime.leave()
-    return 0
-
-
-def add_report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder, or the folder of a sweep")
-
-
-def run_report(options: argparse.Namespace) -> int:
-    folder = Path(options.run)
-    if (folder / "sweep.yaml").exists():
-        from orpo_dist.sweeps.found.page import write_page
-
-        print(write_page(folder))
-        return 0
-    from orpo_dist.runs.report import write_report
-
-    print(write_report(folder))
-    return 0
-
-
-def run_launch(options: argparse.Namespace) -> int:
-    from orpo_dist.launch.command import find_preset, launch
-
-    found: list[str] = []
-    config = None
-    with noted(found):
-        find_preset(options)
-    with noted(found):
-        config = _inner_config(options.inner)
-    refuse(found)
-    return launch(options, config)
-
-
-def run_slurm(options: argparse.Namespace) -> int:
-    from orpo_dist.launch.slurm_commands import run_verb
-
-    def config_of(line: Sequence[str]) -> ORPOConfig | None:
-        return _inner_config(list(line)) if line[0] == "train" else None
-
-    return run_verb(options, config_of)
-
-
-def _inner_config(command: list[str]) -> ORPOConfig | None:
-    """Check what shall be launched, so that mistakes are told once; the config, if it trains."""
-    evaluates = command[:1] == ["evaluate"] or command[:2] == ["ensemble", "evaluate"]
-    if command[:1] != ["train"] and not evaluates:
-        raise UserError(
-            "launch needs 'train ...' or 'evaluate ...' after --, e.g. "
-            "'orpo-dist launch zero2 -- train --config run.yaml'"
-        )
-    parser = _Parser(prog=f"orpo-dist {command[0]}", allow_abbrev=False)
-    _function(COMMANDS[command[0]].add_flags)(parser)
-    options, unknown = parser.parse_known_args(command[1:])
-    _refuse_unknown(unknown, options)
-    if evaluates:
+    Its config if it trains; None for any other.
+    """
+    evaluates = line[:1] == ["evaluate"] or line[:2] == ["ensemble", "evaluate"]
+    if line[:1] != ["train"] and not evaluates:
         return None
-    from orpo_dist.config import load_config
-    from orpo_dist.config.flags import config_values
-
-    return load_config(options.config, config_values(options))
+    parser = _Parser(prog=f"orpo-dist {line[0]}", allow_abbrev=False)
+    _function(COMMANDS[line[0]].flags)(parser)
+    options, unknown = parser.parse_known_args(line[1:])
+    _refuse_unknown(unknown, options)
+    return None if evaluates else _function("config.flags:config_of")(options)

@@ -10,6 +10,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from orpo_dist.base.types import UserError
+from orpo_dist.config.load import load_config
 from orpo_dist.config.schema import ORPOConfig, leaves
 
 HEADINGS = {
@@ -79,6 +80,11 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         if prefix == "config" and name:
             values[name] = _from_text(name, value)
     return values
+
+
+def config_of(options: argparse.Namespace) -> ORPOConfig:
+    """The config of ``--config`` and the flags, which win; ``UserError`` for mistakes."""
+    return load_config(options.config, config_values(options))
 
 
 def _from_text(name: str, value: Any) -> Any:

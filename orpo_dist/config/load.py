@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,16 @@ def require_config(given: Any, name: str = "config") -> None:
         )
 
 
-class _Apart(ORPOConfig):
+@functools.cache  # made where it is needed: --help is quicker without it
+def _apart() -> type[ORPOConfig]:
     """The same settings, each checked on its own."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> _Apart:
-        return self
+    class Apart(ORPOConfig):
+        @model_validator(mode="after")
+        def _consistent(self) -> Apart:
+            return self
+
+    return Apart
 
 
 def check_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -73,7 +78,7 @@ def check_settings(values: Mapping[str, Any], where: str = "") -> dict[str, Any]
     Raises ``UserError`` for unknown names and for values that their settings never take.
     """
     try:
-        checked = _Apart(**{str(name): value for name, value in values.items()})
+        checked = _apart()(**{str(name): value for name, value in values.items()})
     except UserError as error:
         raise UserError(f"{where}: " * bool(where) + str(error)) from None
     return {name: getattr(checked, name) for name in values}

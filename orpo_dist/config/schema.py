@@ -64,6 +64,7 @@ class ORPOConfig(BaseModel):
         protected_namespaces=(),
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
+        defer_build=True,  # until a config is made: --help makes none
     )
 
     # fmt: off

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from orpo_dist.data.messages import ROLES
 from orpo_dist.data.reasons import Unusable
 
 # Decides for nearly every cell: a bracket, then a message's key. The quote in front: JSON in JSON.
@@ -95,8 +96,6 @@ def _is_message(item: Any) -> bool:
 
 def _known(messages: list[dict[str, Any]]) -> bool:
     """Whether a role is one of a conversation: ``{"role": "admin", ...}`` is an answer."""
-    from orpo_dist.data.messages import ROLES
-
     return any(str(item.get("role", item.get("from"))).lower() in ROLES for item in messages)
 
 

@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 
 from orpo_dist.base.types import UserError
+from orpo_dist.evaluation.evaluate import judge, shared_config
+from orpo_dist.evaluation.paired import why_not_comparable
+from orpo_dist.models.trained import run_config
+from orpo_dist.sweeps.found.results import read_results
+from orpo_dist.sweeps.protocol import folder_of
 
 logger = logging.getLogger("orpo_dist")
 
@@ -27,10 +32,7 @@ class Candidate:
 
 
 def candidates_of(project: Path) -> list[Candidate]:
-    """The candidates of a sweep and its stages, best first; ``UserError`` if there are none."""
-    from orpo_dist.sweeps.found.results import read_results
-    from orpo_dist.sweeps.protocol import folder_of
-
+    """The candidates of a sweep and its rounds, best first; ``UserError`` if there are none."""
     results = read_results(project)
     sign = 1.0 if results.mode == "max" else -1.0
     found = []
@@ -94,10 +96,6 @@ def score_candidates(
 
     full_precision: as in ``load``.
     """
-    from orpo_dist.evaluation.evaluate import judge, shared_config
-    from orpo_dist.evaluation.paired import why_not_comparable
-    from orpo_dist.models.trained import run_config
-
     margins, first = [], None
     config = run_config(candidates[0].path)
     for candidate in candidates:

@@ -17,6 +17,7 @@ from orpo_dist.base.types import UserError
 from orpo_dist.data import Encoder
 from orpo_dist.ensembles.listing import Listed
 from orpo_dist.ensembles.members import Member, load_members, same_words, template_of
+from orpo_dist.evaluation.evaluate import judge, shared_config
 from orpo_dist.models.answering import mend_generation, stop_at
 from orpo_dist.models.model import load_tokenizer, load_trained
 from orpo_dist.models.trained import TrainedModel, run_config
@@ -243,7 +244,6 @@ def adapted_layers(model: Any, adapter: str) -> set[str]:
 
 def accuracy_judge(config_values: dict[str, Any], data_path: Sequence[str]) -> Judge:
     """Preference accuracy on held-out pairs, for greedy soups."""
-    from orpo_dist.evaluation.evaluate import judge, shared_config
 
     def accuracy(handle: TrainedModel) -> float:
         config = shared_config(handle.config, handle.config, config_values)

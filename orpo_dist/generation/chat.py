@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers import TextStreamer
+
 from orpo_dist.base.types import UserError
 from orpo_dist.generation.speakers import Speaker
 
@@ -57,8 +59,6 @@ def _turn(
     speaker: Speaker, talk: list[dict[str, str]], line: str, options: dict[str, Any]
 ) -> list[dict[str, str]]:
     """Say the answer to a line word by word; returns the talk with both."""
-    from transformers import TextStreamer
-
     options = {"num_beams": 1, **options}
     talk = _fit(speaker, [*talk, {"role": "user", "content": line}], options["max_new_tokens"])
     if options["num_beams"] > 1:  # beams are not known before they end

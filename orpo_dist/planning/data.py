@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from orpo_dist.base.types import UserError
-from orpo_dist.batching.steps import StepPlan, Work, nll_token_counts
+from orpo_dist.batching.steps import StepPlan, Work, nll_token_counts, repeats_of
 from orpo_dist.config import ORPOConfig
-from orpo_dist.data import limits_of
+from orpo_dist.data import columns_of, limits_of, make_encoder, prepare
+from orpo_dist.models.model import load_tokenizer
 from orpo_dist.planning.trace import Lengths
 
 LONG = 2048  # tokens of a sequence where nothing limits it but a larger context
@@ -71,10 +72,6 @@ def longest_allowed(config: ORPOConfig, hf_config: Any) -> Lengths:
 
 def read(config: ORPOConfig, hf_config: Any) -> Data:
     """The pairs of ``data_path``, tokenised and truncated as in training."""
-    from orpo_dist.batching.steps import repeats_of
-    from orpo_dist.data import columns_of, make_encoder, prepare
-    from orpo_dist.models.model import load_tokenizer
-
     if config.model is None:
         raise UserError("model is missing: data cannot be counted in tokens without its tokenizer")
     tokenizer = load_tokenizer(config.model, config)

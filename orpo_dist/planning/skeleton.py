@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import UserError
@@ -79,8 +80,6 @@ def build(
     Everything lies on the meta device.
     engine_casts: every weight is in the computing precision itself, as DeepSpeed and FSDP2 have it.
     """
-    from transformers import AutoModelForCausalLM
-
     half = HALF[precision]
     shape = copy.deepcopy(hf_config)
     if layers is not None:

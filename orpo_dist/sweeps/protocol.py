@@ -1,23 +1,47 @@
-"""What is known of a trial: one small file in its run folder, kept by the driver of the sweep."""
+"""The files by which the processes of a sweep speak with each other, and with whoever reads it.
+
+In the folder of a sweep, and in ``round-N/`` of each finer one below it:
+
+| file          | holds                                            | written by | read by         |
+|---------------|--------------------------------------------------|------------|-----------------|
+| `sweep.yaml`  | the sweep as it was resolved                     | driver     | --resume, pages |
+| `sweep.json`  | points, ranks, advice, trials                    | driver     | programs        |
+| `sweep.csv`   | a line per trial                                 | driver     | tables          |
+| `best.yaml`   | the config of the best run                       | driver     | train --config  |
+
+In the folder of a trial, beside the files of its run:
+
+| file             | holds                                         | written by | read by         |
+|------------------|-----------------------------------------------|------------|-----------------|
+| `trial.json`     | what is known of it (``Trial``)               | driver     | --resume, pages |
+| `failure.json`   | why its last attempt failed (``Failure``)     | workers    | trial, driver   |
+| `placement.json` | Ray's name for what its workers hold          | rank 0     | driver          |
+| `.reports-*`     | its evaluations, a line each (``Reports``)    | controller | trial           |
+
+And in each of Ray's checkpoints `place.json` (``Place``): whose it is and where the real one lies,
+written by the trial, read by the one that goes on from it.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-import math
-import shutil
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.runs.folder import RunFolder, read_json, write_json
-from orpo_dist.runs.lineage import ASIDE, SAVING
+from orpo_dist.base.types import UserError
+from orpo_dist.runs.folder import read_json, write_json
+from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.sweeps.searched.files import dump_sweep, load_sweep
 from orpo_dist.sweeps.searched.metrics import METRICS
 
-RECORD = "trial.json"
-FAILURE = "failure.json"  # in a trial's folder: why its last attempt failed
-GROUP = "placement.json"  # in a trial's folder: Ray's name for what its workers hold
-PLACE = "place.json"  # in Ray's checkpoints: where the real one lies
+SWEEP, SUMMARY, TABLE, BEST = "sweep.yaml", "sweep.json", "sweep.csv", "best.yaml"
+RECORD, FAILURE, PLACEMENT, REPORTS = "trial.json", "failure.json", "placement.json", ".reports-"
+PLACE = "place.json"
+
 # finished: trained to its end. stopped: by the scheduler or the time budget.
 # interrupted: not over when the sweep ended; --resume goes on with it.
 STATUSES = ("waiting", "running", "finished", "stopped", "failed", "interrupted")
@@ -27,6 +51,85 @@ OUT_OF_TIME = "time budget"  # begins the reason of trials that it has interrupt
 
 def out_of_time(seconds: float) -> str:
     return f"{OUT_OF_TIME} of {seconds:g} s"
+
+
+# --- where things lie
+
+
+def folder_of(project: Path, name: str) -> Path:
+    """The run folder of a trial."""
+    return project / "trials" / name
+
+
+def round_folder(project: Path, number: int) -> Path:
+    """Where the finer sweep of a round is, from 2 on; rounds were once called stages."""
+    before = project / f"stage-{number}"
+    return before if before.exists() else project / f"round-{number}"
+
+
+def rounds_of(project: Path) -> list[Path]:
+    """The folders of a sweep: its own, then those of its finer rounds."""
+    return [project, *sorted((*project.glob("stage-*"), *project.glob("round-*")))]
+
+
+# --- of a sweep
+
+
+def holds_sweep(folder: Path) -> bool:
+    return (folder / SWEEP).exists()
+
+
+def read_sweep(folder: Path) -> SweepConfig:
+    """The sweep in a folder; ``UserError`` if it holds none."""
+    if not holds_sweep(folder):
+        raise UserError(f"{folder}: is not the folder of a sweep (it has no {SWEEP})")
+    return load_sweep(folder / SWEEP)
+
+
+def write_sweep(folder: Path, sweep: SweepConfig) -> None:
+    (folder / SWEEP).write_text(dump_sweep(sweep), encoding="utf-8")
+
+
+def write_summary(
+    folder: Path,
+    *,
+    metrics: dict[str, str],
+    advice: Sequence[str],
+    best: dict[str, Any] | None,
+    points: Sequence[dict[str, Any]],
+    front: Sequence[dict[str, Any]],
+    trials: Sequence[Trial],
+) -> None:
+    """metrics: with what is better. best: name, settings, metrics. front: settings of its points.
+
+    points: settings, how many trials have finished, and an estimate per metric.
+    """
+    content = {"metrics": metrics, "advice": list(advice), "best": best, "points": list(points)}
+    content |= {"front": list(front), "trials": [vars(trial) for trial in trials]}
+    write_json(folder / SUMMARY, content)
+
+
+def write_table(folder: Path, trials: Sequence[Trial]) -> None:
+    settings = list(dict.fromkeys(name for t in trials for name in t.settings))
+    metrics = list(dict.fromkeys(name for t in trials for name in t.metrics))
+    plain = ("name", "status", "why", "step", "percent", "seconds", "failures")
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow([*plain, *settings, *metrics])
+        for trial in trials:
+            rows.writerow(
+                [getattr(trial, name) for name in plain]
+                + [trial.settings.get(name, "") for name in settings]
+                + [trial.metrics.get(name, "") for name in metrics]
+            )
+
+
+def write_best(folder: Path, text: str) -> None:
+    """text: YAML that ``train --config`` takes."""
+    (folder / BEST).write_text(text, encoding="utf-8")
+
+
+# --- of a trial
 
 
 @dataclass
@@ -65,54 +168,9 @@ class Trial:
         write_json(folder / RECORD, asdict(self))
 
 
-def folder_of(project: Path, name: str) -> Path:
-    """The run folder of a trial."""
-    return project / "trials" / name
-
-
-def rank(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
-    """Best first; those without the metric last."""
-    sign = -1.0 if mode == "max" else 1.0
-
-    def key(trial: Trial) -> tuple[bool, float]:
-        value = trial.metrics.get(metric, math.nan)
-        return (True, 0.0) if math.isnan(value) else (False, sign * value)
-
-    return sorted(trials, key=key)
-
-
-def rank_by_point(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
-    """The trials of the best point first, as results rank points, the best of them first."""
-    ranked = rank(trials, metric, mode)
-    seeds: dict[str, list[float]] = {}
-    for trial in ranked:
-        seeds.setdefault(_point(trial), []).append(trial.metrics.get(metric, math.nan))
-    sign = -1.0 if mode == "max" else 1.0
-
-    def mean(trial: Trial) -> tuple[bool, float]:
-        values = [v for v in seeds[_point(trial)] if not math.isnan(v)]
-        return (False, sign * sum(values) / len(values)) if values else (True, 0.0)
-
-    return sorted(ranked, key=mean)
-
-
-def _point(trial: Trial) -> str:
-    settings = {name: value for name, value in trial.settings.items() if name != "seed"}
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def drop_weights(folder: Path, checkpoints_only: bool) -> None:
-    """Delete the checkpoints of a run, and its model too; what it has logged stays."""
-    for name in ("checkpoint-*", ASIDE, SAVING):
-        for checkpoint in folder.glob(name):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    for weights in [] if checkpoints_only else folder.glob("*.safetensors"):
-        weights.unlink()
-
-
-def read_trial(path: Path) -> Trial | None:
-    """The trial in a record; None if it is missing or broken."""
-    content = read_json(path)
+def read_trial(folder: Path) -> Trial | None:
+    """The trial of a folder; None if its record is missing or broken."""
+    content = read_json(folder / RECORD)
     known = {field.name for field in fields(Trial)}
     try:
         return Trial(**{name: value for name, value in content.items() if name in known})
@@ -122,42 +180,90 @@ def read_trial(path: Path) -> Trial | None:
 
 def read_trials(project: Path) -> list[Trial]:
     """All trials that a sweep's folder holds a record of, by name."""
-    found = (read_trial(path) for path in sorted(project.glob(f"trials/*/{RECORD}")))
+    found = (read_trial(path.parent) for path in sorted(project.glob(f"trials/*/{RECORD}")))
     return [trial for trial in found if trial is not None]
 
 
-def crashed_trials(project: Path) -> list[Trial]:
-    """Failed trials of a sweep and its stages whose settings were not what they failed by."""
-    stages = [project, *sorted(project.glob("stage-*"))]
-    return [
-        trial
-        for stage in stages
-        for trial in read_trials(stage)
-        if trial.status == "failed"
-        and not read_json(folder_of(stage, trial.name) / FAILURE).get("final")
-    ]
+@dataclass(frozen=True)
+class Failure:
+    """reason: may be empty. final: it would come again. rank, traceback: if a worker left it."""
+
+    reason: str
+    final: bool
+    rank: int | None = None
+    traceback: str = ""
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FAILURE, asdict(self))
 
 
-def forget_failures(folder: Path) -> None:
-    """Let failed trials start again from their newest checkpoints."""
-    for trial in read_trials(folder):
-        if trial.status == "failed":
-            (folder_of(folder, trial.name) / FAILURE).unlink(missing_ok=True)
-            trial.status, trial.why = "waiting", ""
-            trial.save(folder)
+def read_failure(folder: Path) -> Failure | None:
+    """Why the last attempt of a trial has failed; None where nobody has said so."""
+    content = read_json(folder / FAILURE)
+    if not content:
+        return None
+    return Failure(str(content.get("reason", "")), bool(content.get("final")))
 
 
-def settle_records(project: Path, time_budget: float | None = None) -> list[Trial]:
-    """The trials of a sweep that is not running: what was not over is interrupted.
+def forget_failure(folder: Path) -> None:
+    (folder / FAILURE).unlink(missing_ok=True)
 
-    time_budget: seconds, where nothing else can have ended it.
+
+def write_placement(folder: Path, name: str | None) -> None:
+    """name: of the placement group, in hexadecimal; None where the workers hold none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLACEMENT, {"id": name})
+
+
+def read_placement(folder: Path) -> str | None:
+    name = read_json(folder / PLACEMENT).get("id")
+    return str(name) if name else None
+
+
+def forget_placement(folder: Path) -> None:
+    (folder / PLACEMENT).unlink()
+
+
+@dataclass(frozen=True)
+class Place:
+    """trial: its name. checkpoint: a path."""
+
+    trial: str
+    checkpoint: str
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / PLACE, asdict(self))
+
+
+def read_place(folder: Path) -> Place | None:
+    """Where the real checkpoint lies; None where this says nothing."""
+    content = read_json(folder / PLACE)
+    return Place(content["trial"], content["checkpoint"]) if content else None
+
+
+class Reports:
+    """What a group of workers tells its trial: a file of lines, to which the group's controller
+    appends. Ray Train starts that on the machine of the trial, so they see the same file.
     """
-    trials = read_trials(project)
-    for trial in trials:
-        if not trial.over and trial.status != "interrupted":
-            trial.status = "interrupted"
-            if time_budget is not None:
-                trial.why = out_of_time(time_budget)
-            trial.save(project)
-            RunFolder(folder_of(project, trial.name)).update_run(status="interrupted")
-    return trials
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{REPORTS}*"):  # of a trial that was killed
+            old.unlink()
+        self.path = folder / f"{REPORTS}{os.getpid()}.jsonl"
+        self.path.touch()
+        self._read = 0
+
+    def add(self, report: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+
+    def new(self) -> list[dict[str, Any]]:
+        """Those added since the last call; a line that is half written waits for the next."""
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            found = file.read()
+        whole = found[: found.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from orpo_dist import UserError, train
-from orpo_dist.base.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from orpo_dist.base.exits import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USER_ERROR
 from orpo_dist.runs.folder import newest_checkpoint, read_metrics
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
 from tests.launching import finish, listens_for, start, wait_until
 from tests.unit.training.test_run import settings
 
@@ -168,4 +169,29 @@ def test_a_signal_while_modules_load_is_no_traceback(
     process.send_signal(number)
     code, _, errors = finish(process)
     assert code in (EXIT_INTERRUPTED, EXIT_USER_ERROR), errors  # the latter was faster
+    assert "Traceback" not in errors
+
+
+def console_script() -> list[str]:
+    """What pip writes into ``orpo-dist`` for the entry point of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["orpo-dist"].split(":")
+    return [sys.executable, "-c", f"import sys; from {module} import {function}; "
+            f"sys.exit({function}())"]  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+@pytest.mark.parametrize("script", [False, True], ids=["module", "script"])
+def test_both_ways_to_start_end_sigusr1_with_the_code_for_a_requeue(
+    script: bool, seconds: float, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    words = console_script() if script else [sys.executable, "-m", "orpo_dist"]
+    data = str(DEMO / "train.jsonl")
+    where = ["--model", str(tiny_model_dir), "--project-name", str(tmp_path / "run")]
+    process = start([*words, "train", *where, "--data-path", data])
+    wait_until(lambda: listens_for(process, signal.SIGUSR1), process)
+    time.sleep(seconds)  # torch is still being imported
+    process.send_signal(signal.SIGUSR1)
+    code, _, errors = finish(process)
+    assert code == EXIT_REQUEUE, errors
     assert "Traceback" not in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ import yaml
 
 from orpo_dist.base.types import UserError
 from orpo_dist.cli import main
-from orpo_dist.sweeps.protocol import FAILURE, Trial, forget_failures, read_trials, settle_records
-from orpo_dist.sweeps.running.driver import open_project, trial_name
+from orpo_dist.sweeps.protocol import FAILURE, Trial, read_trials
+from orpo_dist.sweeps.running import driver, tuning
+from orpo_dist.sweeps.running.driver import open_project, sweep
+from orpo_dist.sweeps.running.records import forget_failures, settle_records
+from orpo_dist.sweeps.running.tuner import trial_name
+from orpo_dist.sweeps.search import find_best_alpha
 from orpo_dist.sweeps.searched.files import load_sweep
 
 SPACE = {"orpo_alpha": {"grid": [0, 1]}}
@@ -18,16 +23,16 @@ SPACE = {"orpo_alpha": {"grid": [0, 1]}}
 
 def test_a_sweep_is_opened_once_and_then_resumed(tmp_path: Path) -> None:
     project = tmp_path / "s"
-    sweep = load_sweep({"space": SPACE, "base": {"lr": 1e-5}})
-    assert open_project(project, sweep, resume=False) is False
-    assert open_project(project, sweep, resume=False) is False  # nothing has run: nothing to lose
+    made = load_sweep({"space": SPACE, "base": {"lr": 1e-5}})
+    assert open_project(project, made, resume=False) is False
+    assert open_project(project, made, resume=False) is False  # nothing has run: nothing to lose
     Trial("000", {}).save(project)
     with pytest.raises(UserError, match="already holds a sweep"):
-        open_project(project, sweep, resume=False)
-    assert open_project(project, sweep, resume=True) is False  # Ray had written nothing yet
+        open_project(project, made, resume=False)
+    assert open_project(project, made, resume=True) is False  # Ray had written nothing yet
     (project / "ray").mkdir()
     (project / "ray" / "tuner.pkl").touch()
-    assert open_project(project, sweep, resume=True) is True
+    assert open_project(project, made, resume=True) is True
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_every_value_of_the_space_is_checked_as_train_would(
     ("words", "told"),
     [
         (["sweep", "smok"], "sweep 'smok': no such file; did you mean smoke?"),
-        (["sweep", "smoke", "--stage", "0"], "--stage 0: stages count from 1"),
+        (["sweep", "smoke", "--rounds", "0"], "--rounds 0: rounds count from 1"),
         (["sweep", "smoke", "--retry-failed"], "--retry-failed needs --resume"),
         (["sweep", "smoke", "--overwrite"], "unknown flag '--overwrite'"),
         (["sweep", "alpha"], "model is missing"),
@@ -185,3 +190,25 @@ def test_mistakes_end_with_one_sentence_and_code_2(
 ) -> None:
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_scheduler_and_searcher_are_made_once_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    made: list[str] = []
+    ran: list[object] = []
+    for name in ("scheduler", "searcher"):
+        monkeypatch.setattr(tuning, name, lambda sweep, name=name: made.append(name) or name)
+    for name in ("connect", "prepare_shared", "refuse_unfit"):
+        monkeypatch.setattr(driver, name, lambda *arguments: False)
+    monkeypatch.setattr(driver, "_run", lambda config, tuned, *more: ran.append(tuned))
+    driver.sweep({"space": SPACE}, str(tmp_path / "s"))
+    assert made == ["scheduler", "searcher"]
+    assert [(tuned.scheduler, tuned.searcher) for tuned in ran] == [("scheduler", "searcher")]
+
+
+@pytest.mark.parametrize("ask", [sweep, find_best_alpha])
+def test_the_old_word_for_rounds_is_answered(ask: Callable[..., object]) -> None:
+    with pytest.raises(UserError, match="stages 2: finer sweeps are now called rounds: pass rou"):
+        ask({"model": "m"}, stages=2)

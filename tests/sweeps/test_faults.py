@@ -126,14 +126,14 @@ def test_a_trial_that_can_never_run_is_refused_at_once(write_sweep: Any) -> None
 
 def test_a_signal_before_the_first_trial_is_no_success(write_sweep: Any) -> None:
     file, project = write_sweep(SPACE)
-    process = sweep(str(file), "--stage", "2")
+    process = sweep(str(file), "--rounds", "2")
     assert process.stderr is not None
     next(line for line in process.stderr if "4 trials, 2 at once" in line)
     time.sleep(1)
     os.kill(process.pid, signal.SIGINT)
     code, _, errors = finish(process, 60)
     assert code == 130, errors
-    assert not (project / "stage-2").exists()
+    assert not (project / "round-2").exists()
 
 
 def test_a_time_budget_interrupts_and_more_time_goes_on(write_sweep: Any) -> None:
@@ -171,17 +171,17 @@ def test_trials_run_on_other_engines(write_sweep: Any, engine: str) -> None:
         assert (record["engine"], record["world_size"]) == (engine, 2)
 
 
-def test_a_second_stage_looks_closer_around_the_best(write_sweep: Any) -> None:
+def test_a_second_round_looks_closer_around_the_best(write_sweep: Any) -> None:
     space = {"orpo_alpha": {"grid": [0.0, 0.6]}}
     file, project = write_sweep(space, steps=8, workers_per_trial=1, keep_models=1)
-    done(sweep(str(file), "--stage", "2"))
-    finer = read_trials(project / "stage-2")
+    done(sweep(str(file), "--rounds", "2"))
+    finer = read_trials(project / "round-2")
     assert finer and all(t.status == "finished" for t in finer)
     page = (project / "report.html").read_text()
     assert all(f"{t.settings['orpo_alpha']:g}" in page for t in finer)
-    for stage in (project, project / "stage-2"):
-        assert len(list(stage.glob("trials/*/model.safetensors"))) == 1
-        assert len(list(stage.glob("trials/*/metrics.jsonl"))) == len(read_trials(stage))
+    for folder in (project, project / "round-2"):
+        assert len(list(folder.glob("trials/*/model.safetensors"))) == 1
+        assert len(list(folder.glob("trials/*/metrics.jsonl"))) == len(read_trials(folder))
 
 
 CLUSTER = """

@@ -28,7 +28,7 @@ def test_every_shipped_sweep_loads_and_can_run(name: str) -> None:
     data = {"data_path": [str(DEMO / "train.jsonl")], "valid_data_path": [str(DEMO / "eval.jsonl")]}
     sweep = load_sweep(name, {} if name == "smoke" else {"model": "m", **data})
     refuse_unfit(sweep)
-    points = sweep.points()
+    points = sweep.points
     assert (
         len(points) == {"alpha": 21, "alpha_lr": 40, "ensemble": 8, "lr_pbt": 8, "smoke": 4}[name]
     )
@@ -42,9 +42,9 @@ def test_every_shipped_sweep_loads_and_can_run(name: str) -> None:
 
 def test_the_alphas_of_the_shipped_sweep() -> None:
     sweep = load_sweep("alpha")
-    alphas = [point["orpo_alpha"] for point in sweep.points()]
+    alphas = [point["orpo_alpha"] for point in sweep.points]
     assert sorted(set(alphas)) == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
-    assert {point["seed"] for point in sweep.points()} == {42, 43, 44}
+    assert {point["seed"] for point in sweep.points} == {42, 43, 44}
 
 
 def test_the_smoke_sweep_finds_its_model_from_anywhere(
@@ -61,7 +61,7 @@ def test_a_sweep_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(dump_sweep(sweep))
     assert load_sweep(path) == sweep
-    assert load_sweep(path).points() == sweep.points()
+    assert load_sweep(path).points == sweep.points
 
 
 def test_paths_are_absolute_and_a_template_is_none(
@@ -96,7 +96,7 @@ def test_a_whole_trial_is_made_of_base_and_point() -> None:
     sweep = load_sweep(
         {"base": {"lr": 1e-6, "orpo_alpha": 9, "seed": 5}, "space": SPACE, "repeats": 2}
     )
-    settings = sweep.settings_of({"settings": sweep.points()[1]})
+    settings = sweep.settings_of({"settings": sweep.points[1]})
     config = sweep.run_config(settings, "folder")
     assert (config.lr, config.orpo_alpha, config.seed) == (1e-6, 0.0, 6)
     assert config.project_name == "folder"
@@ -104,7 +104,7 @@ def test_a_whole_trial_is_made_of_base_and_point() -> None:
 
 def test_the_engine_of_a_trial() -> None:
     sweep = load_sweep({"space": {"engine": {"grid": ["ddp", "zero2"]}}, "workers_per_trial": 2})
-    assert [sweep.engine_of(point) for point in sweep.points()] == ["ddp", "zero2"]
+    assert [sweep.engine_of(point) for point in sweep.points] == ["ddp", "zero2"]
     assert load_sweep({"space": SPACE}).engine_of({}) == "single"
     assert load_sweep({"space": SPACE, "workers_per_trial": 2}).engine_of({}) == "ddp"
 

@@ -26,7 +26,7 @@ def test_a_grid_gets_finer_between_the_neighbours_of_the_best(tmp_path: Path) ->
     sweep = refined(read_results(alphas(tmp_path / "s")), 2)
     assert sweep.space == {"orpo_alpha": {"grid": [0.166667, 0.333333, 0.666667, 0.833333]}}
     assert sweep.repeats == 3
-    assert sweep.project_name == str(tmp_path / "s" / "stage-2")
+    assert sweep.project_name == str(tmp_path / "s" / "round-2")
 
 
 def test_the_end_of_a_grid_reaches_beyond_but_not_where_nothing_is_allowed(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_every_stage_looks_closer(tmp_path: Path) -> None:
     space = {"orpo_alpha": {"uniform": [0, 2]}}
     project = make_sweep(tmp_path, {"space": space}, trial("a", 0.7, 3.0, orpo_alpha=1.0))
     widths = []
-    for stage in (2, 3):
-        low, high = refined(read_results(project), stage).space["orpo_alpha"]["uniform"]
+    for number in (2, 3):
+        low, high = refined(read_results(project), number).space["orpo_alpha"]["uniform"]
         widths.append(high - low)
     assert widths == pytest.approx([0.5, 0.125])
 
@@ -81,7 +81,7 @@ def test_what_no_run_takes_is_left_out_and_seeds_stay(tmp_path: Path) -> None:
 
 def test_a_space_without_numbers_has_nothing_finer() -> None:
     refuse_unrefinable(load_sweep({"space": {"orpo_alpha": {"grid": [0, 1]}}}))
-    with pytest.raises(UserError, match="--stage: no setting in the space is a number"):
+    with pytest.raises(UserError, match="--rounds: no setting in the space is a number"):
         refuse_unrefinable(load_sweep({"space": {"scheduler": {"grid": ["cosine", "linear"]}}}))
 
 

@@ -196,15 +196,15 @@ def test_report_writes_the_page_of_a_sweep_again(
     assert capsys.readouterr().out.strip() == str(project / "report.html")
 
 
-def test_stages_are_part_of_one_result(tmp_path: Path) -> None:
+def test_rounds_are_part_of_one_result(tmp_path: Path) -> None:
     project = alphas(tmp_path / "s")
-    alphas(project / "stage-2")  # the same points, once more
+    alphas(project / "round-2")  # the same points, once more
     finer = {"space": {"orpo_alpha": {"grid": [0.4, 0.6]}}, "repeats": 3}
     best = trial("000", 0.9, 4.1, orpo_alpha=0.6, seed=0)
-    make_sweep(project / "stage-3", finer, best)
+    make_sweep(project / "round-3", finer, best)
     results = read_results(project)
     assert results.best is not None and results.best.settings == {"orpo_alpha": 0.6}
-    assert results.best.project == project / "stage-3"
+    assert results.best.project == project / "round-3"
     assert [len(p.trials) for p in results.points] == [3, 3, 3, 3, 3, 3, 1]  # no seed counts twice
 
 

@@ -13,17 +13,10 @@ import pytest
 
 from orpo_dist.base.types import UserError
 from orpo_dist.runs.lineage import newest_checkpoint
-from orpo_dist.sweeps.protocol import (
-    FAILURE,
-    Trial,
-    crashed_trials,
-    drop_weights,
-    rank,
-    rank_by_point,
-    read_trials,
-)
+from orpo_dist.sweeps.found.ranking import rank, rank_by_point
+from orpo_dist.sweeps.protocol import FAILURE, Reports, Trial, read_trials
+from orpo_dist.sweeps.running.records import crashed_trials, drop_weights
 from orpo_dist.sweeps.running.trial import (
-    Reports,
     TrialFailed,
     _reason,
     _refuse_diverged,
@@ -72,7 +65,7 @@ def test_a_crash_is_no_result_of_a_search(tmp_path: Path) -> None:
     """What the settings are to blame for is; the exit code of the sweep tells them apart."""
     for name, final in (("a", True), ("b", False), ("c", None)):
         trial = Trial(name, {}, "failed" if final is not None else "finished")
-        trial.save(tmp_path / "stage-2" if name == "b" else tmp_path)
+        trial.save(tmp_path / "round-2" if name == "b" else tmp_path)
     (tmp_path / "trials" / "a" / FAILURE).write_text('{"final": true}')
     assert [trial.name for trial in crashed_trials(tmp_path)] == ["b"]
 

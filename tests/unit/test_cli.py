@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+import orpo_dist
 from orpo_dist import cli
 from orpo_dist.config import ORPOConfig, load_config
 
+LIBRARIES = ("torch", "transformers", "datasets", "ray", "matplotlib")
 HEAVY = ("torch", "pydantic", "transformers", "datasets", "numpy", "yaml", "jinja2")
 
 
@@ -79,9 +81,18 @@ def test_help_answers_at_once() -> None:
         (["--help"], HEAVY),
         (["report", "--help"], HEAVY),
         (["generate", "--help"], HEAVY),
-        (["train", "--help"], ("torch", "transformers", "datasets", "numpy")),
-        (["train", "--dry-run"], ("torch", "transformers", "datasets", "numpy")),
-        (["train", "--beta", "0.1"], ("torch", "transformers", "datasets", "numpy")),
+        *(([command, "--help"], LIBRARIES) for command in cli.COMMANDS),
+        (["train", "--dry-run"], LIBRARIES),
+        (["train", "--beta", "0.1"], LIBRARIES),
+        (["train", "--lr", "-1"], LIBRARIES),
+        (["sweep", "smoke", "--dry-run"], LIBRARIES),
+        (["generate", "m", "--prompt", "Hi", "--batch-size", "0"], LIBRARIES),
+        (["evaluate", "m", "--data-path", "x", "--json", "a", "--html", "a"], LIBRARIES),
+        (["ensemble", "soup", "out", "a", "b", "--weights", "1", "2"], LIBRARIES),
+        (["ensemble", "train", "smoke", "--dry-run"], LIBRARIES),
+        (["compare", "a", "b", "--limit", "0"], LIBRARIES),
+        (["plan", "--model", "m", "--gpus", "-1"], LIBRARIES),
+        (["launch", "ddp", "--dry-run", "--", "train", "--lr", "-1"], LIBRARIES),
     ],
 )
 def test_talking_loads_no_libraries(arguments: list[str], refused: tuple[str, ...]) -> None:
@@ -288,6 +299,44 @@ def test_mistakes_of_the_other_commands(
     assert part in mistake(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--foo", "train"], "unknown flag '--foo': flags stand behind the command"),
+        (["--foo"], "unknown flag '--foo': flags stand behind the command"),
+        (["--lr", "3", "train"], "unknown flag '--lr': flags stand behind the command"),
+        (["--verison"], "unknown flag '--verison': did you mean --version?"),
+        (["--versio"], "unknown flag '--versio': did you mean --version?"),  # no abbreviations
+        (["-v"], "unknown flag '-v': flags stand behind the command"),
+        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["quux", "--lr", "3"], "unknown command 'quux': choose one of train, evaluate, "),
+        ([""], "unknown command '': choose one of train, evaluate, "),
+        (["sweep", "smoke", "--stage", "2"], "unknown flag '--stage': it is now called --rounds"),
+        (["sweep", "smoke", "--stage=2"], "unknown flag '--stage': it is now called --rounds"),
+        (["sweep", "--stage", "2", "smoke"], "unknown flag '--stage': it is now called --rounds"),
+    ],
+)
+def test_what_is_not_known_is_answered_in_a_sentence(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in mistake(capsys, *arguments)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"orpo-dist {orpo_dist.__version__}\n"
+
+
+def test_every_command_has_light_flags_and_a_command() -> None:
+    for name, command in cli.COMMANDS.items():
+        for place in (command.flags, command.run):
+            assert callable(cli._function(place)), name
+        if name != "slurm":
+            assert command.flags.partition(":")[0].endswith(".flags"), name
+
+
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "train a model" in capsys.readouterr().out
@@ -299,8 +348,8 @@ def test_ctrl_c_has_its_own_exit_code(
     def interrupt(options: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_train", interrupt)
-    assert cli.main(["train"]) == 130
+    monkeypatch.setattr("orpo_dist.runs.command.run_report", interrupt)
+    assert cli.main(["report", "."]) == 130
     assert capsys.readouterr().err == "orpo-dist: interrupted\n"
 
 

@@ -18,8 +18,6 @@ from orpo_dist.sweeps.found.plots import (
     response_figures,
 )
 from orpo_dist.sweeps.found.results import (
-    BEST,
-    FILE,
     Estimate,
     Results,
     best_yaml,
@@ -27,6 +25,7 @@ from orpo_dist.sweeps.found.results import (
     varying,
     write_results,
 )
+from orpo_dist.sweeps.protocol import BEST, SWEEP
 from orpo_dist.sweeps.searched.metrics import METRICS
 from orpo_dist.sweeps.searched.space import shown
 
@@ -67,8 +66,8 @@ def sweep_page(results: Results, advice: list[str]) -> str:
         trials=_trials(results),
         best=best_yaml(results) if results.best_trial is not None else "",
         best_name=BEST,
-        file_name=FILE,
-        file=(results.project / FILE).read_text(encoding="utf-8"),
+        file_name=SWEEP,
+        file=(results.project / SWEEP).read_text(encoding="utf-8"),
     )
 
 

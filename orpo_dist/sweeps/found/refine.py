@@ -1,4 +1,4 @@
-"""The next stage of a sweep: a finer space around the best point so far."""
+"""The next round of a sweep: a finer space around the best point so far."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from orpo_dist.base.types import UserError
 from orpo_dist.sweeps.found.plots import STEEP
 from orpo_dist.sweeps.found.results import Results
+from orpo_dist.sweeps.protocol import round_folder
 from orpo_dist.sweeps.searched.config import SweepConfig
 from orpo_dist.sweeps.searched.files import load_sweep
 from orpo_dist.sweeps.searched.space import DIGITS, Choice, Parameter, Range, is_number
@@ -15,35 +16,35 @@ from orpo_dist.sweeps.searched.space import DIGITS, Choice, Parameter, Range, is
 SHRINK = 4  # a range becomes this much narrower
 
 
-def refined(results: Results, stage: int) -> SweepConfig:
-    """The sweep of the next stage. Raises ``UserError`` where nothing has finished yet.
+def refined(results: Results, number: int) -> SweepConfig:
+    """The sweep of a round, from 2 on. Raises ``UserError`` where nothing has finished yet.
 
-    Every stage looks around the best point of all before it. A grid becomes four points, two on
+    Every round looks around the best point of all before it. A grid becomes four points, two on
     each side between the best value and its neighbours; at its end it reaches as far beyond. A
-    range becomes a quarter as wide around the best value, in the stage after that a sixteenth.
+    range becomes a quarter as wide around the best value, in the round after that a sixteenth.
     Seeds and what is not a number stay at their best value.
     """
     best = results.best
     if best is None:
-        raise UserError(f"stage {stage}: no trial has finished, so there is no best to go on from")
+        raise UserError(f"round {number}: no trial has finished, so there is no best to go on from")
     space = {}
     for parameter in results.sweep.search_space:
         if parameter.name in best.settings:
-            space[parameter.name] = _finer(parameter, results, SHRINK ** (stage - 1))
+            space[parameter.name] = _finer(parameter, results, SHRINK ** (number - 1))
     content = results.sweep.model_dump()
-    folder = results.project / f"stage-{stage}"
+    folder = round_folder(results.project, number)
     return load_sweep({**content, "space": space}, {"project_name": str(folder)})
 
 
 def refuse_unrefinable(sweep: SweepConfig) -> None:
-    """``UserError`` where no setting has anything between the values of the first stage."""
+    """``UserError`` where no setting has anything between the values of the first round."""
     for parameter in sweep.search_space:
         domain = parameter.domain
         if parameter.name != "seed" and (
             isinstance(domain, Range) or sum(map(is_number, domain.values)) > 1
         ):
             return
-    raise UserError("--stage: no setting in the space is a number, so there is nothing finer")
+    raise UserError("--rounds: no setting in the space is a number, so there is nothing finer")
 
 
 def _finer(parameter: Parameter, results: Results, shrink: int) -> dict[str, Any]:

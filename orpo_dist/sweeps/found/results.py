@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable
@@ -12,17 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from orpo_dist.base.intervals import mean_interval, mean_share_interval
-from orpo_dist.base.types import UserError
 from orpo_dist.config import dump_config, load_config
-from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
-from orpo_dist.sweeps.protocol import Trial, folder_of, read_trials
+from orpo_dist.runs.folder import RunFolder, read_json, read_metrics
+from orpo_dist.sweeps.protocol import (
+    BEST,
+    Trial,
+    folder_of,
+    holds_sweep,
+    read_sweep,
+    read_trials,
+    rounds_of,
+    write_best,
+    write_summary,
+    write_table,
+)
 from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.searched.files import load_sweep
 from orpo_dist.sweeps.searched.metrics import evaluation_metrics
 from orpo_dist.sweeps.searched.space import ENGINE, is_number, shown
 
-FILE = "sweep.yaml"
-RESULT, TABLE, BEST = "sweep.json", "sweep.csv", "best.yaml"
 # Where a metric has an end, which no interval may pass.
 RANGES = {
     "accuracy": (0.0, 1.0),
@@ -81,7 +87,7 @@ class Point:
 
 @dataclass
 class Results:
-    """A sweep and all its stages, as far as they have come."""
+    """A sweep and all its rounds, as far as they have come."""
 
     project: Path
     sweep: SweepConfig
@@ -147,17 +153,15 @@ class Results:
 
 
 def read_results(project: Path) -> Results:
-    """The results in a sweep's folder and in its stages; ``UserError`` if it holds no sweep."""
-    if not (project / FILE).exists():
-        raise UserError(f"{project}: is not the folder of a sweep (it has no {FILE})")
-    sweep = load_sweep(project / FILE)
+    """The results in a sweep's folder and in its rounds; ``UserError`` if it holds no sweep."""
+    sweep = read_sweep(project)
     points: list[Point] = []
     curves: dict[str, list[dict[str, float]]] = {}
     not_started = 0
-    for folder in [project, *sorted(project.glob("stage-*"))]:
+    for folder in rounds_of(project):
         trials = read_trials(folder)
-        if (folder / FILE).exists():
-            not_started += load_sweep(folder / FILE).number_of_trials - len(trials)
+        if holds_sweep(folder):
+            not_started += read_sweep(folder).number_of_trials - len(trials)
         for trial in trials:
             settings = {name: value for name, value in trial.settings.items() if name != "seed"}
             if "seed" in sweep.search_space:
@@ -186,20 +190,18 @@ def _curve(run: RunFolder) -> list[dict[str, float]]:
 def write_results(results: Results, advice: Iterable[str]) -> None:
     """sweep.json, sweep.csv and, where a trial has finished, best.yaml."""
     best = results.best_trial
-    write_json(
-        results.project / RESULT,
-        {
-            "metrics": results.sweep.metrics,
-            "advice": list(advice),
-            "best": best and {"name": best.name, "settings": best.settings, **best.metrics},
-            "points": [_point_entry(results, point) for point in results.points],
-            "front": [point.settings for point in results.front()],
-            "trials": [vars(trial) for trial in results.trials],
-        },
+    write_summary(
+        results.project,
+        metrics=results.sweep.metrics,
+        advice=list(advice),
+        best={"name": best.name, "settings": best.settings, **best.metrics} if best else None,
+        points=[_point_entry(results, point) for point in results.points],
+        front=[point.settings for point in results.front()],
+        trials=results.trials,
     )
-    _write_table(results)
+    write_table(results.project, results.trials)
     if best is not None:
-        (results.project / BEST).write_text(best_yaml(results), encoding="utf-8")
+        write_best(results.project, best_yaml(results))
 
 
 def _point_entry(results: Results, point: Point) -> dict[str, Any]:
@@ -209,21 +211,6 @@ def _point_entry(results: Results, point: Point) -> dict[str, Any]:
         if (estimate := point.estimate(name)) is not None
     }
     return {"settings": point.settings, "finished": len(point.finished), **estimates}
-
-
-def _write_table(results: Results) -> None:
-    settings = list(dict.fromkeys(name for t in results.trials for name in t.settings))
-    metrics = list(dict.fromkeys(name for t in results.trials for name in t.metrics))
-    plain = ("name", "status", "why", "step", "percent", "seconds", "failures")
-    with (results.project / TABLE).open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow([*plain, *settings, *metrics])
-        for trial in results.trials:
-            rows.writerow(
-                [getattr(trial, name) for name in plain]
-                + [trial.settings.get(name, "") for name in settings]
-                + [trial.metrics.get(name, "") for name in metrics]
-            )
 
 
 def best_yaml(results: Results) -> str:

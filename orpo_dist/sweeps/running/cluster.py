@@ -1,4 +1,8 @@
-"""The Ray that a sweep runs on: an existing cluster, or one on this machine alone."""
+"""The Ray that a sweep runs on: an existing cluster, or one on this machine alone.
+
+Here and in its neighbours Ray is imported inside of functions: it need not be installed, and reads
+from the environment, as it is imported, what ``prepare_environment`` has to settle before.
+"""
 
 from __future__ import annotations
 

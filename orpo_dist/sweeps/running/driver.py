@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import signal
 import warnings
@@ -18,27 +17,28 @@ from orpo_dist.runs.lock import LOCK, held
 from orpo_dist.sweeps.found.advice import advise
 from orpo_dist.sweeps.found.page import write_page
 from orpo_dist.sweeps.found.refine import refined, refuse_unrefinable
-from orpo_dist.sweeps.found.results import FILE, read_results
+from orpo_dist.sweeps.found.results import read_results
 from orpo_dist.sweeps.protocol import (
     OUT_OF_TIME,
     Trial,
-    forget_failures,
+    holds_sweep,
+    read_sweep,
     read_trials,
-    settle_records,
+    round_folder,
+    write_sweep,
 )
 from orpo_dist.sweeps.running.cluster import (
-    capacities,
     concurrent_trials,
     connect,
-    idle_share,
     prepare_environment,
 )
+from orpo_dist.sweeps.running.records import forget_failures, settle_records
 from orpo_dist.sweeps.running.shared import prepare_shared, refuse_unfit
 from orpo_dist.sweeps.running.stopping import StopSignals
-from orpo_dist.sweeps.running.tuning import check_tuning, param_space, scheduler, searcher
+from orpo_dist.sweeps.running.tuner import STATE, make_tuner
+from orpo_dist.sweeps.running.tuning import Tuning, tuning_of
 from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.searched.files import dump_sweep, load_sweep
-from orpo_dist.sweeps.searched.space import Settings, shown
+from orpo_dist.sweeps.searched.files import load_sweep
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -53,7 +53,12 @@ MAY_CHANGE = (
 LIMITS = ("max_concurrent_trials", "max_failures", "time_budget", "keep_models")  # Ray keeps these
 # Settings of a sweep that no run has, so that they can only be meant for the sweep.
 OWN_SETTINGS = set(SweepConfig.model_fields) - set(ORPOConfig.model_fields) - {"base", "space"}
-STATE = "ray"  # what Ray keeps of a sweep, in the sweep's folder
+
+
+def refuse_stages(given: Any) -> None:
+    """``UserError`` for the old word of ``rounds``; the stages of a training are no number."""
+    if isinstance(given, int):
+        raise UserError(f"stages {given}: finer sweeps are now called rounds: pass rounds={given}")
 
 
 class SweepInterrupted(Exception):
@@ -69,18 +74,19 @@ def sweep(
     project_name: str | None = None,
     resume: bool = False,
     retry_failed: bool = False,
-    stages: int = 1,
+    rounds: int = 1,
     **base: Any,
 ) -> ResultGrid:
-    """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid`` of the last stage.
+    """Run all trials of a sweep into one folder; returns Ray's ``ResultGrid`` of the last round.
 
     source: a sweep file, the name of a shipped one, or its content. base: settings of every trial
     that win over the file's, and of the sweep itself where a run has none of that name
     (``repeats=3``). resume: go on with a sweep that was interrupted, keeping what is
     finished; a new one starts where there is none. retry_failed: its failed trials as well.
-    stages: 2 and more add finer sweeps around the best point so far.
+    rounds: 2 and more add finer sweeps around the best point so far.
     Raises ``UserError``, and ``SweepInterrupted`` after Ctrl-C, SIGTERM or SIGUSR1.
     """
+    refuse_stages(base.get("stages"))
     if project_name is not None:
         base["project_name"] = project_name
     own = {name: base.pop(name) for name in list(base) if name in OWN_SETTINGS}
@@ -89,32 +95,38 @@ def sweep(
         source = load_sweep(content, base, own)
     assert isinstance(source, SweepConfig)
     prepare_environment()
-    check_tuning(source)
+    tuning = tuning_of(source)
     refuse_unfit(source)
-    if stages > 1:
+    if rounds > 1:
         refuse_unrefinable(source)
     project = Path(source.project_name).expanduser().resolve()
     with held(project):
-        return _sweep_in(project, source, resume, retry_failed, stages)
+        return _sweep_in(project, source, tuning, resume, retry_failed, rounds)
 
 
 def _sweep_in(
-    project: Path, source: SweepConfig, resume: bool, retry_failed: bool, stages: int
+    project: Path,
+    source: SweepConfig,
+    tuning: Tuning,
+    resume: bool,
+    retry_failed: bool,
+    rounds: int,
 ) -> ResultGrid:
     """``sweep`` in a folder that is this sweep's alone."""
     going_on = open_project(project, source, resume)
     ours = connect()
     try:
         prepare_shared(source)
-        grid = _run(source, project, project, going_on, retry_failed, last=stages == 1)
-        for stage in range(2, stages + 1):
-            folder = project / f"stage-{stage}"
-            begun = resume and (folder / FILE).exists()
-            finer = load_sweep(folder / FILE) if begun else refined(read_results(project), stage)
+        grid = _run(source, tuning, project, project, going_on, retry_failed, rounds == 1)
+        for number in range(2, rounds + 1):
+            folder = round_folder(project, number)
+            begun = resume and holds_sweep(folder)
+            finer = read_sweep(folder) if begun else refined(read_results(project), number)
+            tuning = tuning_of(finer)
             refuse_unfit(finer)
             prepare_shared(finer)
             going_on = open_project(folder, finer, resume)
-            grid = _run(finer, folder, project, going_on, retry_failed, last=stage == stages)
+            grid = _run(finer, tuning, folder, project, going_on, retry_failed, number == rounds)
     finally:
         if ours:
             import ray
@@ -132,23 +144,23 @@ def open_project(project: Path, config: SweepConfig, resume: bool) -> bool:
     where there is a sweep and ``resume`` is off, or where it is another one. One that has not come
     to a trial leaves nothing to lose.
     """
-    file, state = project / FILE, project / STATE
+    state, begun = project / STATE, holds_sweep(project)
     known, ray_goes_on = read_trials(project), False
-    if file.exists() and known:
+    if begun and known:
         if not resume:
             raise UserError(
                 f"project_name {project}: already holds a sweep; choose another name, or go on "
                 "with --resume"
             )
-        before = load_sweep(file)
+        before = read_sweep(project)
         _require_same(before, config, project)
         if (state / "tuner.pkl").exists():
             ray_goes_on = _ray_goes_on(before, config, known, project)
-    elif not file.exists() and {path.name for path in project.glob("*")} - {LOCK}:
+    elif not begun and {path.name for path in project.glob("*")} - {LOCK}:
         raise UserError(f"project_name {project}: is not empty and holds no sweep")
     try:
         project.mkdir(parents=True, exist_ok=True)
-        file.write_text(dump_sweep(config), encoding="utf-8")
+        write_sweep(project, config)
         if not ray_goes_on and state.exists():
             shutil.rmtree(state)
     except OSError as error:
@@ -190,18 +202,19 @@ def _require_same(before: SweepConfig, now: SweepConfig, project: Path) -> None:
 
 def _run(
     config: SweepConfig,
+    tuning: Tuning,
     folder: Path,
     project: Path,
     going_on: bool,
     retry_failed: bool,
     last: bool,
 ) -> ResultGrid:
-    """One stage in its folder; the page is that of the whole project."""
+    """One round in its folder; the page is that of the whole project."""
     at_once, worker = concurrent_trials(config)
     tell_what_runs(config, at_once, worker, folder)
     if retry_failed:
         forget_failures(folder)
-    tuner = _tuner(config, folder, at_once, worker, going_on, retry_failed)
+    tuner = make_tuner(config, tuning, folder, at_once, worker, going_on, retry_failed)
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's hints are about its own defaults
         grid = tuner.fit()
@@ -216,75 +229,6 @@ def _run(
             "the sweep was stopped; go on with the same command and --resume", code
         )
     return grid
-
-
-def _tuner(
-    config: SweepConfig,
-    project: Path,
-    at_once: int,
-    worker: dict[str, float],
-    going_on: bool,
-    retry_failed: bool,
-) -> Any:
-    from ray import tune
-
-    from orpo_dist.sweeps.running.live import Live
-    from orpo_dist.sweeps.running.trial import trainable
-
-    share = idle_share(capacities(), at_once)
-    function = tune.with_resources(trainable(config, project, worker), share)
-    if going_on:
-        return tune.Tuner.restore(
-            str(project / STATE),
-            function,
-            resume_unfinished=True,
-            resume_errored=retry_failed,
-            param_space=param_space(config),
-        )
-    several = len(config.metrics) > 1
-    metric, mode = next(iter(config.metrics.items()))
-    named = config.scheduler_name not in PAUSING
-    return tune.Tuner(
-        function,
-        param_space=param_space(config),
-        tune_config=tune.TuneConfig(
-            metric=None if several else metric,
-            mode=None if several else mode,
-            search_alg=searcher(config),
-            scheduler=scheduler(config),
-            num_samples=config.number_of_trials if config.proposes else 1,
-            max_concurrent_trials=at_once if named else None,
-            time_budget_s=config.time_budget,
-            trial_name_creator=_namer(config, named),
-            trial_dirname_creator=_namer(config, False),
-        ),
-        run_config=tune.RunConfig(
-            name=STATE,
-            storage_path=str(project),
-            failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1 if named else None),
-            callbacks=[Live(config, project)],
-            verbose=0,
-        ),
-    )
-
-
-def _namer(config: SweepConfig, with_settings: bool) -> Any:
-    """Names of trials: their number or id, and where settings stay the same, what they are."""
-
-    def name(trial: Any) -> str:
-        number = str(trial.trial_id).rpartition("_")[2]
-        number = f"{int(number):03d}" if number.isdigit() and not config.proposes else number[:8]
-        return trial_name(number, config.settings_of(trial.config) if with_settings else {})
-
-    return name
-
-
-def trial_name(number: str, settings: Settings) -> str:
-    """``003-orpo_alpha=0.5-lr=1e-05``, short and fit for a file system."""
-    parts = [f"{name}={shown(value)}" for name, value in settings.items()]
-    text = "-".join([number, *parts])
-    return re.sub(r"[^\w=.,+-]", "_", text)[:100]
 
 
 def tell_what_runs(

@@ -8,20 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from orpo_dist.runs.folder import RunFolder, read_json
+from orpo_dist.runs.folder import RunFolder
+from orpo_dist.sweeps.found.ranking import rank, rank_by_point
 from orpo_dist.sweeps.protocol import (
-    FAILURE,
-    GROUP,
     Trial,
-    drop_weights,
     folder_of,
+    forget_placement,
     out_of_time,
-    rank,
-    rank_by_point,
+    read_failure,
+    read_placement,
     read_trials,
 )
+from orpo_dist.sweeps.running.records import drop_weights
 from orpo_dist.sweeps.running.stopping import watch
 from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
 from orpo_dist.sweeps.searched.space import shown
@@ -177,9 +179,9 @@ class _State:
         self._keep(known)
 
     def _failure(self, trial: Any) -> str:
-        told = read_json(folder_of(self.project, str(trial)) / FAILURE).get("reason")
-        if told:
-            return str(told)
+        told = read_failure(folder_of(self.project, str(trial)))
+        if told and told.reason:
+            return told.reason
         lines = str(trial.get_error() or "the trial's own process was lost").splitlines()
         return lines[-1].strip()[:300]
 
@@ -198,12 +200,9 @@ def free_placement(folder: Path) -> None:
     Ray Train leaves this to an actor that asks the dashboard whether the trial is gone; where there
     is no dashboard, resources of stopped trials would be held for ever.
     """
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    if name := read_json(folder / GROUP).get("id"):
+    if name := read_placement(folder):
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
-        (folder / GROUP).unlink()
+        forget_placement(folder)
 
 
 class Screen:

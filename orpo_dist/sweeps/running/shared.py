@@ -8,13 +8,20 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from orpo_dist.base.console import quieten_libraries
 from orpo_dist.base.outage import is_outage
 from orpo_dist.base.types import TemporaryFailure, UserError, noted, refuse
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.engines.compatibility import refuse_impossible
 from orpo_dist.launch import presets
+from orpo_dist.models.adapters import base_of, is_adapter
 from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.training.arguments import resolve
+from orpo_dist.training.stage import load_data, load_encoder
 
 logger = logging.getLogger("orpo_dist")
 
@@ -38,8 +45,6 @@ def refuse_unknown(sweep: SweepConfig) -> None:
     tried = [(where, setting) for where, setting in tried if setting.keys() & set(NAMES)]
     if not tried:
         return
-    from orpo_dist.training.arguments import resolve
-
     found: list[str] = []
     for where, setting in tried:
         said: list[str] = []
@@ -51,10 +56,8 @@ def refuse_unknown(sweep: SweepConfig) -> None:
 
 def refuse_unfit(sweep: SweepConfig) -> None:
     """``UserError`` for a point that no trial could train, before any of them starts."""
-    from orpo_dist.training.arguments import resolve
-
     refuse_unknown(sweep)
-    for point in sweep.points():
+    for point in sweep.points:
         config = sweep.run_config(point, "trial")
         if config.model is None:
             raise UserError(
@@ -78,12 +81,9 @@ def prepare_shared(sweep: SweepConfig) -> None:
     Where a searcher proposes points, these are only those of a sample: a trial that reads data in
     yet another way tokenises them itself.
     """
-    from orpo_dist.base.console import quieten_libraries
-    from orpo_dist.training.stage import load_data, load_encoder
-
     quieten_libraries()
     seen = set()
-    for point in sweep.points():
+    for point in sweep.points:
         config = sweep.run_config(point, "trial")
         reading = tuple(str(getattr(config, name)) for name in DATA)
         if reading in seen:
@@ -99,17 +99,12 @@ def prepare_shared(sweep: SweepConfig) -> None:
 
 def fetch_model(config: ORPOConfig) -> None:
     """Bring a hub model into the cache, so that trials do not all ask for it at once."""
-    from orpo_dist.models.adapters import base_of, is_adapter
-
     assert config.model is not None
     model, revision = config.model, config.model_revision
     if is_adapter(model):
         model, revision = base_of(model)
     if Path(model).expanduser().is_dir():
         return
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
         snapshot_download(model, revision=revision, allow_patterns=WEIGHTS)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

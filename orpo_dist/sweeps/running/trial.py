@@ -6,7 +6,6 @@ checkpoint, and one that is complete is not run again.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -17,9 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orpo_dist.runs.folder import RunFolder, read_json, read_metrics, write_json
+from orpo_dist.runs.folder import RunFolder, read_json, read_metrics
 from orpo_dist.runs.lineage import unusable, whole_checkpoint
-from orpo_dist.sweeps.protocol import FAILURE, PLACE, RECORD, read_trial
+from orpo_dist.sweeps.protocol import (
+    Failure,
+    Place,
+    Reports,
+    folder_of,
+    forget_failure,
+    read_failure,
+    read_place,
+    read_trial,
+)
 from orpo_dist.sweeps.running.worker import train_worker
 from orpo_dist.sweeps.searched.config import SweepConfig
 from orpo_dist.sweeps.searched.metrics import evaluation_metrics
@@ -36,10 +44,9 @@ class TrialFailed(RuntimeError):
 
 def trainable(sweep: SweepConfig, project: Path, worker: dict[str, float]) -> Callable[..., None]:
     """The function that Ray Tune calls with the config of a trial. worker: resources of one."""
-    content, folder = sweep.model_dump(), str(project)
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(config, SweepConfig.model_validate(content), Path(folder), worker)
+        run_trial(config, sweep, project, worker)
 
     return trial
 
@@ -51,7 +58,7 @@ def run_trial(
     from ray import tune
 
     name = tune.get_context().get_trial_name()
-    folder = project / "trials" / name
+    folder = folder_of(project, name)
     _refuse_hopeless(folder)
     if done := settled_report(folder):
         tune.report(done)
@@ -76,10 +83,9 @@ def run_trial(
 
 def _refuse_hopeless(folder: Path) -> None:
     """A failure that would come again is not tried again; any other is forgotten."""
-    failure = read_json(folder / FAILURE)
-    if failure.get("final"):
-        raise TrialFailed(str(failure["reason"]))
-    (folder / FAILURE).unlink(missing_ok=True)
+    if (failure := read_failure(folder)) and failure.final:
+        raise TrialFailed(failure.reason)
+    forget_failure(folder)
 
 
 def _refuse_diverged(report: dict[str, Any], sweep: SweepConfig, folder: Path) -> None:
@@ -88,7 +94,7 @@ def _refuse_diverged(report: dict[str, Any], sweep: SweepConfig, folder: Path) -
         value = report.get(metric, 0.0)
         if not math.isfinite(value):
             reason = f"diverged: {metric} is {value} at step {report['step']}"
-            write_json(folder / FAILURE, {"reason": reason, "final": True})
+            Failure(reason, final=True).save(folder)
             raise TrialFailed(reason)
 
 
@@ -100,7 +106,7 @@ def settled_report(folder: Path) -> dict[str, Any] | None:
     """
     if done := finished_report(folder):
         return done
-    record = read_trial(folder / RECORD)
+    record = read_trial(folder)
     if record is None or not record.over:
         return None
     if record.status == "failed":
@@ -129,9 +135,9 @@ def _take_over(checkpoint: Any, name: str, folder: Path) -> None:
     if checkpoint is None:
         return
     with checkpoint.as_directory() as kept:
-        place = read_json(Path(kept) / PLACE)
-    if place and place["trial"] != name:
-        adopt(Path(place["checkpoint"]), folder)
+        place = read_place(Path(kept))
+    if place is not None and place.trial != name:
+        adopt(Path(place.checkpoint), folder)
 
 
 def adopt(checkpoint: Path, folder: Path) -> None:
@@ -158,33 +164,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-class Reports:
-    """What a group of workers tells its trial: a file of lines, to which the group's controller
-    appends. Ray Train starts that on the machine of the trial, so they see the same file.
-    """
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(".reports-*"):  # of a trial that was killed
-            old.unlink()
-        self.path = folder / f".reports-{os.getpid()}.jsonl"
-        self.path.touch()
-        self._read = 0
-
-    def add(self, report: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
-
-    def new(self) -> list[dict[str, Any]]:
-        """Those added since the last call; a line that is half written waits for the next."""
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            found = file.read()
-        whole = found[: found.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 def _fit(
@@ -253,13 +232,14 @@ def _to_tune(report: dict[str, Any], name: str) -> None:
         tune.report(report)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        write_json(Path(scratch) / PLACE, {"trial": name, "checkpoint": path})
+        Place(name, path).save(Path(scratch))
         tune.report(report, checkpoint=tune.Checkpoint.from_directory(scratch))
 
 
 def _reason(folder: Path, error: Exception) -> str:
     """What the worker that failed first has left, or what Ray knows of one that left nothing."""
-    if told := read_json(folder / FAILURE).get("reason"):
-        return str(told)
+    told = read_failure(folder)
+    if told and told.reason:
+        return told.reason
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from orpo_dist.base.types import UserError
@@ -29,11 +30,19 @@ def require_installed(sweep: SweepConfig) -> None:
                 raise UserError(f"{name} needs {package}: pip install {package}")
 
 
-def check_tuning(sweep: SweepConfig) -> None:
+@dataclass(frozen=True)
+class Tuning:
+    """What Tune needs of a sweep, of its own kinds. space: what it draws trials from."""
+
+    space: dict[str, Any]
+    scheduler: Any
+    searcher: Any
+
+
+def tuning_of(sweep: SweepConfig) -> Tuning:
     """``UserError`` where Tune would not take the scheduler, the searcher or their options."""
     require_installed(sweep)
-    scheduler(sweep)
-    searcher(sweep)
+    return Tuning(param_space(sweep), scheduler(sweep), searcher(sweep))
 
 
 def param_space(sweep: SweepConfig) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def param_space(sweep: SweepConfig) -> dict[str, Any]:
     from ray import tune
 
     if not sweep.proposes:
-        return {"settings": tune.grid_search(sweep.points())}
+        return {"settings": tune.grid_search([dict(point) for point in sweep.points])}
     return {"settings": {p.name: _domain(p.domain) for p in sweep.search_space}}
 
 

@@ -10,12 +10,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from orpo_dist.base.console import set_up_logging
 from orpo_dist.base.failure import LOST, rank_among_others
 from orpo_dist.base.types import UserError
 from orpo_dist.config import build_config
-from orpo_dist.runs.folder import write_json
+from orpo_dist.launch.accelerate import preset_environment
+from orpo_dist.launch.presets import find
 from orpo_dist.runs.lock import InUse
-from orpo_dist.sweeps.protocol import FAILURE, GROUP
+from orpo_dist.sweeps.protocol import Failure, write_placement
+from orpo_dist.sweeps.searched.metrics import evaluation_metrics
 
 logger = logging.getLogger("orpo_dist")
 
@@ -27,10 +30,6 @@ def train_worker(task: dict[str, Any]) -> None:
 
     Leaves the reason of a failure in the run folder before it raises.
     """
-    from orpo_dist.base.console import set_up_logging
-    from orpo_dist.launch.accelerate import preset_environment
-    from orpo_dist.launch.presets import find
-
     preset = find(task["engine"])
     if preset.engine.name == "single":
         _be_alone()
@@ -43,7 +42,7 @@ def train_worker(task: dict[str, Any]) -> None:
         _leave_place(folder)
     _log_to(folder / LOG)
     try:
-        from orpo_dist.training.run import train
+        from orpo_dist.training.run import train  # reads the variables of the preset
 
         reporter = _reporter()
         handle = train(config, callbacks=[reporter])
@@ -68,8 +67,7 @@ def _leave_place(folder: Path) -> None:
     import ray.util
 
     group = ray.util.get_current_placement_group()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / GROUP, {"id": group.id.hex() if group else None})
+    write_placement(folder, group.id.hex() if group else None)
 
 
 def _leave_reason(folder: Path, error: BaseException) -> None:
@@ -81,16 +79,12 @@ def _leave_reason(folder: Path, error: BaseException) -> None:
     reason = "out of memory" if memory else type(error).__name__
     if isinstance(error, UserError):
         reason = ""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / FAILURE,
-        {
-            "reason": ": ".join(part for part in (reason, first) if part)[:500],
-            "final": memory or (isinstance(error, UserError) and not isinstance(error, InUse)),
-            "rank": rank_among_others() or 0,
-            "traceback": "".join(traceback.format_exception(error)),
-        },
-    )
+    Failure(
+        reason=": ".join(part for part in (reason, first) if part)[:500],
+        final=memory or (isinstance(error, UserError) and not isinstance(error, InUse)),
+        rank=rank_among_others() or 0,
+        traceback="".join(traceback.format_exception(error)),
+    ).save(folder)
 
 
 def _log_to(path: Path) -> None:
@@ -109,7 +103,6 @@ def _reporter() -> Any:
     import ray.train
     from transformers import TrainerCallback
 
-    from orpo_dist.sweeps.searched.metrics import evaluation_metrics
     from orpo_dist.training.callbacks import named_log
 
     class Reporter(TrainerCallback):

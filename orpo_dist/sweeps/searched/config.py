@@ -29,7 +29,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class SweepConfig(BaseModel):
     """All settings of one sweep. Immutable; mistakes raise ``UserError`` in ``load_sweep``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     # fmt: off
     base: dict[str, Any] = Field({}, description="settings of every trial, as in a run's YAML")
@@ -112,19 +112,20 @@ class SweepConfig(BaseModel):
     def project_name(self) -> str:
         return str(self.base.get("project_name", ORPOConfig.model_fields["project_name"].default))
 
-    def points(self) -> list[Settings]:
+    @cached_property
+    def points(self) -> tuple[Settings, ...]:
         """Every trial's settings, seeds included, in the order of the trials; for ``proposes``,
         a sample of what may be proposed."""
         samples = 64 if self.proposes else self.num_samples
         population = self.scheduler_name in POPULATION  # its members may begin alike
         points = self.search_space.points(self.base, samples, self.seed, unique=not population)
         if self.repeats == 1:
-            return points
-        return [{**point, "seed": seed} for point in points for seed in self.seeds]
+            return tuple(points)
+        return tuple({**point, "seed": seed} for point in points for seed in self.seeds)
 
     @cached_property
     def number_of_trials(self) -> int:
-        return self.num_samples * self.repeats if self.proposes else len(self.points())
+        return self.num_samples * self.repeats if self.proposes else len(self.points)
 
     @property
     def seeds(self) -> list[int]:
@@ -182,7 +183,7 @@ def _check(sweep: SweepConfig) -> None:
         found.append("base.eval_strategy no: trials are compared by their evaluations")
     refuse(found)  # what follows looks at all of these together
     refuse([*_disagreements(sweep, sweep.search_space), *_bad_engines(sweep)])
-    for point in sweep.points():
+    for point in sweep.points:
         config = sweep.run_config(point, "trial")
         if config.keeps_best and sweep.scheduler_name in POPULATION:
             raise UserError(

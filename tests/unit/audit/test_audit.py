@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orpo_dist import ORPOConfig, UserError
-from orpo_dist.audit import RULES, Audit, audit
-from orpo_dist.audit.rules import DROPPED, MANY_CUT
+from orpo_dist.audit.audit import Audit, audit
+from orpo_dist.audit.rules import DROPPED, MANY_CUT, RULES
 from orpo_dist.data import Limits
 from tests.unit.encoding import BOS_TEMPLATE, FUSSY_TEMPLATE, with_bos
 

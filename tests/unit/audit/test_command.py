@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from orpo_dist import cli
-from orpo_dist.audit import RULES
+from orpo_dist.audit.rules import RULES
 from tests.conftest import ROOT
 from tests.unit.audit.test_audit import FIRES, clean_rows, row
 from tests.unit.test_cli import mistake
