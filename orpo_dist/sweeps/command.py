@@ -11,20 +11,12 @@ from orpo_dist.sweeps.found.page import REPORT
 from orpo_dist.sweeps.found.results import read_results
 from orpo_dist.sweeps.running.driver import SweepInterrupted, sweep
 from orpo_dist.sweeps.running.records import crashed_trials
-from orpo_dist.sweeps.running.shared import refuse_unknown
 from orpo_dist.sweeps.searched.config import SweepConfig
-from orpo_dist.sweeps.searched.files import dump_sweep
 
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Returns the exit code; ``UserError`` for mistakes. options: with the sweep, as ``made``."""
     config: SweepConfig = options.made
-    if options.dry_run:
-        refuse_unknown(config)
-        print(dump_sweep(config), end="")
-        for point in [] if config.proposes else config.points:
-            print("#", ", ".join(f"{name}={value}" for name, value in point.items()))
-        return 0
     try:
         sweep(
             config, resume=options.resume, retry_failed=options.retry_failed, rounds=options.rounds

@@ -7,8 +7,8 @@ from typing import Any
 
 from orpo_dist.base.types import UserError
 from orpo_dist.config.flags import add_config_flags, config_values
-from orpo_dist.sweeps.searched.config import SweepConfig
-from orpo_dist.sweeps.searched.files import load_sweep, shipped
+from orpo_dist.sweeps.searched.config import SweepConfig, asks_libraries
+from orpo_dist.sweeps.searched.files import dump_sweep, load_sweep, shipped
 
 SETTINGS = {  # of the sweep itself, as flags
     "workers_per_trial": int, "engine": str, "max_concurrent_trials": int, "num_samples": int,
@@ -46,13 +46,23 @@ def add_sweep_settings(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(check=check_sweep, renamed={"--stage": "--rounds"})
 
 
-def check_sweep(options: argparse.Namespace) -> None:
-    """Put the sweep into the options, as ``made``; ``UserError`` for mistakes."""
+def check_sweep(options: argparse.Namespace) -> int | None:
+    """Put the sweep into the options, as ``made``; ``UserError``; 0 after a dry run."""
     if options.rounds < 1:
         raise UserError(f"--rounds {options.rounds}: rounds count from 1")
     if options.retry_failed and not options.resume:
         raise UserError("--retry-failed needs --resume")
-    options.made = _sweep_of(options)
+    options.made = sweep = _sweep_of(options)
+    if not options.dry_run:
+        return None
+    if asks_libraries(sweep):
+        from orpo_dist.sweeps.running.shared import refuse_unknown  # asks transformers: seconds
+
+        refuse_unknown(sweep)
+    print(dump_sweep(sweep), end="")
+    for point in [] if sweep.proposes else sweep.points:
+        print("#", ", ".join(f"{name}={value}" for name, value in point.items()))
+    return 0
 
 
 def _sweep_of(options: argparse.Namespace) -> SweepConfig:

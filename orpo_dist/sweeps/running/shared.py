@@ -19,7 +19,7 @@ from orpo_dist.data import held_out_paths, template_text
 from orpo_dist.engines.compatibility import refuse_impossible
 from orpo_dist.launch import presets
 from orpo_dist.models.adapters import base_of, is_adapter
-from orpo_dist.sweeps.searched.config import SweepConfig
+from orpo_dist.sweeps.searched.config import NAMES, SweepConfig
 from orpo_dist.training.arguments import resolve
 from orpo_dist.training.stage import load_data, load_encoder
 
@@ -31,8 +31,6 @@ DATA = (
     "prompt_text_column", "text_column", "rejected_text_column", "category_column", "strict_data",
     "chat_template", "max_prompt_length", "max_completion_length", "max_seq_length", "overlong",
 )  # fmt: skip
-# Settings whose values are names that other libraries have, known where a run starts.
-NAMES = ("optimizer", "scheduler", "log", "metric_for_best_model", "trainer_args")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 

@@ -22,6 +22,8 @@ SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
 POPULATION = ("pbt", "pb2")  # change the settings of a trial while it runs
 CHANGEABLE = ("lr", "weight_decay", "orpo_alpha", "max_grad_norm")  # from a checkpoint on
+# Settings whose values are names that other libraries have, known where a run starts.
+NAMES = ("optimizer", "scheduler", "log", "metric_for_best_model", "trainer_args")
 PAUSING = (*POPULATION, "hyperband", "bohb")  # stop trials and go on with them later
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -233,3 +235,10 @@ def _check_name(kind: str, name: Any, names: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(str(name), names, n=1)
         guess = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
         raise UserError(f"{kind} '{name}': {guess}")
+
+
+def asks_libraries(sweep: SweepConfig) -> bool:
+    """Whether some of its values are names that only other libraries know."""
+    own = sweep.base.get("log") in ("none", "tensorboard")
+    asked = set(sweep.base) - ({"log"} if own else set()) | set(sweep.space)
+    return not asked.isdisjoint(NAMES)
