@@ -22,6 +22,10 @@ from tests.unit.runs.test_report import LOG, run_folder
 
 SMALLEST = 9  # pixels of a letter in a figure
 BRIGHT = r"c => c.match(/\d+/g).slice(0, 3).reduce((a, b) => +a + +b, 0)"  # 0 to 765
+# Pixels of a letter, also where it stands upright.
+SIZE = (
+    "t => (m => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b))(t.getScreenCTM())"
+)
 LONG = "a_rather_long_name_of_a_setting/" * 6
 
 PART = {
@@ -81,10 +85,7 @@ def test_a_page_can_be_read(
     page.goto(pages[name].as_uri())
     assert asked == [pages[name].as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # no page scrolls aside
-    letters = page.eval_on_selector_all(
-        "svg text",
-        "all => all.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)",
-    )
+    letters = page.eval_on_selector_all("svg text", f"all => all.map({SIZE})")
     assert name == "compare" or letters
     assert min(letters, default=SMALLEST) >= SMALLEST * 0.8  # exponents are smaller
     assert sorted(letters)[len(letters) // 2] >= SMALLEST if letters else True
