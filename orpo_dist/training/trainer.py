@@ -45,6 +45,7 @@ from orpo_dist.training.callbacks import ProgressLine
 from orpo_dist.training.rates import idle_steps
 from orpo_dist.training.steady_trainer import SteadyTrainer
 from orpo_dist.training.throughput import Throughput, peak_flops
+from orpo_dist.upstream import check
 
 logger = logging.getLogger("orpo_dist")
 
@@ -80,6 +81,7 @@ class ORPOTrainer(SteadyTrainer):
         config = args if args is not None else ORPOConfig()
         require_config(config, "args")
         self.runtime = runtime.start()
+        check("hf_trainer")
         config = resolve(config, eval_dataset is not None, self.runtime.world_size)
         if model is None or isinstance(model, str):
             config = going_on(config, model)
