@@ -12,18 +12,17 @@ from typing import Any
 
 from transformers import Trainer
 
-from orpo_dist.upstream.register import check, reaches_for
+from orpo_dist.upstream.register import reaches_for
 
 IN = "transformers/trainer.py (5.23)"
 T = "transformers.trainer:Trainer."
 
 
 class OpenTrainer(Trainer):
-    """Trainer, whose checkpoints, resuming and steps can be overridden by public names."""
+    """Trainer, whose checkpoints, resuming and steps can be overridden by public names.
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        check("hf_trainer")
-        super().__init__(*args, **kwargs)
+    Subclasses call ``check("hf_trainer")`` before anything else.
+    """
 
     # --- beginning and going on
 

@@ -92,6 +92,25 @@ def rename(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, found["path"].split(".")[0], type("Renamed", (), {}))
 
 
+def test_a_run_ends_in_the_sentence_before_it_looks_at_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from transformers import Trainer
+
+    from orpo_dist import ORPOConfig, ORPOTrainer
+    from orpo_dist.cli import main
+
+    monkeypatch.delattr(Trainer, "_get_grad_norm")
+    project = tmp_path / "run"
+    words = ["--model", "no-folder", "--data-path", "none.jsonl", "--project-name", str(project)]
+    assert main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert "without transformers.trainer:Trainer._get_grad_norm(model, grad_norm) as" in said
+    assert not project.exists()
+    with pytest.raises(UserError, match="_get_grad_norm"):
+        ORPOTrainer(model=None, args=ORPOConfig(model="no-folder"))
+
+
 def test_the_versions_are_those_of_the_constraints() -> None:
     lines = (PACKAGE.parent / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line)
