@@ -73,7 +73,7 @@ class ORPOTrainer(MeasuringTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         settled: Settled | None = None,
     ):
-<<<<<<< HEAD
+        check("hf_trainer")
         if settled is None:
             asked = args if args is not None else ORPOConfig()
             require_config(asked, "args")
@@ -84,21 +84,6 @@ class ORPOTrainer(MeasuringTrainer):
         train_pairs = as_pairs(train_dataset, self.encoder, config, training=True)
         eval_pairs = as_pairs(eval_dataset, self.encoder, config)
         keep_used_template(self.encoder, train_pairs, eval_pairs)
-=======
-        config = args if args is not None else ORPOConfig()
-        require_config(config, "args")
-        self.runtime = runtime.start()
-        check("hf_trainer")
-        config = resolve(config, eval_dataset is not None, self.runtime.world_size)
-        if model is None or isinstance(model, str):
-            config = going_on(config, model)
-        processing_class, model_config, rows = look_at(model, config, processing_class)
-        limits = limits_of(config, model_config, rows)
-        self._encoder = make_encoder(processing_class, config, limits)
-        train_pairs = as_pairs(train_dataset, self._encoder, config, training=True)
-        eval_pairs = as_pairs(eval_dataset, self._encoder, config)
-        keep_used_template(self._encoder, train_pairs, eval_pairs)
->>>>>>> h-upstream
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy = make_policy(model, config, peft_config)
