@@ -15,6 +15,7 @@ import argparse
 import ast
 import configparser
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -175,7 +176,7 @@ def layers(root: Path) -> list[list[str]]:
     contracts = configparser.ConfigParser()
     contracts.read(root / ".importlinter", encoding="utf-8")
     rows = contracts["importlinter:contract:rooms"]["layers"].split("\n")
-    return [[room.strip() for room in row.split(":")] for row in rows if row.strip()]
+    return [[room.strip() for room in re.split(r"[|:]", row)] for row in rows if row.strip()]
 
 
 def dot(arrows: Arrows) -> str:

@@ -24,6 +24,7 @@ CAPTIONS = {
     "scoring": "log-probs and the loss",
     "sweeps": "many runs, on Ray",
     "training": "a config to a model",
+    "upstream": "private parts of others",
 }
 WIDTH, BOX, ROW, HIGH, GAP, EDGE = 760, 172, 78, 44, 24, 24  # pixels
 PULL = 0.2  # of rooms towards the middle
