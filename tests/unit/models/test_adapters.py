@@ -206,7 +206,9 @@ def test_a_base_on_the_hub_is_loaded_by_its_id_and_revision(
     assert asked["pretrained_model_name_or_path"] == "org/base"
     assert asked["revision"] == "v1"
     fetched: list[Any] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: fetched.append((a, k)))
+    monkeypatch.setattr(
+        "orpo_dist.sweeps.running.shared.snapshot_download", lambda *a, **k: fetched.append((a, k))
+    )
     fetch_model(config)
     assert fetched[0][0] == ("org/base",)
     assert fetched[0][1]["revision"] == "v1"
