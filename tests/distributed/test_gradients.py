@@ -12,7 +12,7 @@ import pytest
 from orpo_dist.engines.engine import WHOLE_GRADIENTS, Engine, reduces_once
 from orpo_dist.launch import presets
 from orpo_dist.launch.argv import Topology, plan_launch
-from tests.launching import finish, start
+from tests.launching import TIMEOUT, finish, start
 
 WORKER = Path(__file__).with_name("gradients.py")
 
@@ -24,7 +24,7 @@ def watched(engine: str, model: Path, folder: Path, *cases: tuple[float, int]) -
     assert argv[0] == sys.executable
     out = folder / "out.json"
     words = [*argv, str(WORKER), str(model), str(out), *(f"{s}:{pairs}" for s, pairs in cases)]
-    code, _, errors = finish(start(words, **plan.environment))
+    code, _, errors = finish(start(words, **plan.environment), len(cases) * TIMEOUT)
     assert code == 0, errors
     return json.loads(out.read_text(encoding="utf-8")), errors
 

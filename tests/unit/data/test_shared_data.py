@@ -1,13 +1,14 @@
-"""Real files with real defects, through the command line, where they are at hand."""
+"""Real files with real defects, through the real command line, where they are at hand."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from orpo_dist.cli import main
+from tests.launching import run
 
 
 def expected_skips(path: Path) -> dict[str, int]:
@@ -39,13 +40,12 @@ def expected_skips(path: Path) -> dict[str, int]:
     ],
 )
 def test_real_files_train_and_are_counted(
-    shared: Path, tmp_path: Path, name: str, pairs: int, capsys: pytest.CaptureFixture[str]
+    shared: Path, tmp_path: Path, name: str, pairs: int
 ) -> None:
     path, model = shared / "data" / f"{name}.jsonl", shared / "models" / "stories260K-hf"
-    command = ["train", "--model", str(model), "--data-path", str(path)]
+    command = [sys.executable, "-m", "orpo_dist", "train", "--model", str(model), "--data-path"]
     flags = ["--project-name", str(tmp_path / "run"), "--max-steps", "5", "--batch-size", "2"]
-    code, said = main([*command, *flags]), capsys.readouterr().err
-    assert code == 0, said
+    said = run([*command, str(path), *flags])
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]
     assert run["skipped"]["train"] == expected_skips(path)
