@@ -46,11 +46,11 @@ def test_real_files_train_and_are_counted(
     command = [sys.executable, "-m", "orpo_dist", "train", "--model", str(model), "--data-path"]
     flags = ["--project-name", str(tmp_path / "run"), "--max-steps", "5", "--batch-size", "2"]
     said = run([*command, str(path), *flags])
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]
-    assert run["skipped"]["train"] == expected_skips(path)
+    assert written["skipped"]["train"] == expected_skips(path)
     assert report["pairs"] == pairs
-    assert report["pairs"] + sum(run["skipped"]["train"].values()) == report["rows"]
+    assert report["pairs"] + sum(written["skipped"]["train"].values()) == report["rows"]
     cut = report["truncated"]["prompt"]["count"]
     if cut > pairs / 4:  # the short default is said loudly
         assert f"{cut} of {pairs} prompts" in said
