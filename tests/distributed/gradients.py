@@ -23,6 +23,7 @@ from orpo_dist.base import exits
 from orpo_dist.base.console import quieten_libraries, set_up_logging
 from orpo_dist.engines import engine as engines
 from orpo_dist.engines import runtime
+from orpo_dist.upstream.accelerate import forget_engine
 from tests.conftest import DEMO
 
 
@@ -61,7 +62,7 @@ def main(model: str, out: str, *cases: str) -> None:
     for case in cases:
         found.append(trained(model, out, *case.split(":")))
         gc.collect()  # what this one held is not the next one's
-        runtime.forget_engine()
+        forget_engine()
     if runtime.start().is_main:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     runtime.leave()
