@@ -5,6 +5,7 @@ A name is that in ``metrics.jsonl``; evaluations have ``eval/`` in front, TRL's 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _PAIRS = ("valid_data_path", "valid_split")
@@ -20,7 +21,8 @@ class Metric:
 
     label, unit: for people. short: on a line of progress. form: how it is printed. better: ``max``,
     ``min`` or '' where neither is. depends_on: settings on which its scale depends, so that runs
-    that differ in them cannot be ranked by it. meaning: for the docs. trl: TRL's name of it.
+    that differ in them cannot be ranked by it. meaning: for the docs. trl: TRL's name of it. low,
+    high: its ends, which no interval may pass.
     """
 
     label: str
@@ -31,6 +33,8 @@ class Metric:
     depends_on: tuple[str, ...] = ()
     short: str = ""
     trl: str = ""
+    low: float = -math.inf
+    high: float = math.inf
 
     def shown(self, value: float) -> str:
         """The number as it is printed."""
@@ -42,18 +46,19 @@ NATS = "nats per token"
 METRICS = {
     "loss/orpo": Metric(
         "ORPO loss", "nats", ".4f", "min", "the objective",
-        (*_NLL, *_ALPHA, "loss_form"), "loss", "loss",
+        (*_NLL, *_ALPHA, "loss_form"), "loss", "loss", low=0.0,
     ),
     "loss/sft": Metric(
-        "SFT loss", NATS, ".4f", "min", "`L_SFT`, nats per token", _NLL, "sft", "nll_loss"
+        "SFT loss", NATS, ".4f", "min", "`L_SFT`, nats per token", _NLL, "sft", "nll_loss", low=0.0,
     ),
     "loss/odds_ratio": Metric(
         "odds-ratio loss", "nats", ".4f", "min", "`L_OR`, not multiplied by α",
-        _TOKENS, "odds", "−log_odds_ratio",
+        _TOKENS, "odds", "−log_odds_ratio", low=0.0,
     ),
     "rewards/accuracies": Metric(
         "preference accuracy", "share of pairs", ".3f", "max",
         "share of pairs with `logp_c > logp_r`, also at α = 0", _PAIRS, "accuracy", "the same",
+        low=0.0, high=1.0,
     ),
     "logps/margins": Metric(
         "margin, nats per token", NATS, "+.3f", "max",
@@ -65,11 +70,11 @@ METRICS = {
     ),
     "logps/chosen": Metric(
         "log-prob of chosen answers", NATS, ".3f", "max", "mean log-prob per answer token",
-        _TOKENS, trl="the same",
+        _TOKENS, trl="the same", high=0.0,
     ),
     "logps/rejected": Metric(
         "log-prob of rejected answers", NATS, ".3f", "min", "mean log-prob per answer token",
-        _TOKENS, trl="the same",
+        _TOKENS, trl="the same", high=0.0,
     ),
     "rewards/chosen": Metric(
         "reward of chosen answers", "", ".3f", "", "α times the log-prob", _REWARD, trl="the same"

@@ -26,19 +26,8 @@ from orpo_dist.sweeps.protocol import (
     write_table,
 )
 from orpo_dist.sweeps.searched.config import PAUSING, SweepConfig
-from orpo_dist.sweeps.searched.metrics import evaluation_metrics
+from orpo_dist.sweeps.searched.metrics import METRICS, evaluation_metrics
 from orpo_dist.sweeps.searched.space import ENGINE, is_number, shown
-
-# Where a metric has an end, which no interval may pass.
-RANGES = {
-    "accuracy": (0.0, 1.0),
-    "perplexity": (1.0, math.inf),
-    "loss/sft": (0.0, math.inf),
-    "loss/odds_ratio": (0.0, math.inf),
-    "loss": (0.0, math.inf),
-    "logps/chosen": (-math.inf, 0.0),
-    "logps/rejected": (-math.inf, 0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class Point:
             kind = "seeds" if len(values) > 1 else "pairs"
             return Estimate(mean, *mean_share_interval(values, self.pairs), kind)
         if len(values) > 1 and min(values) < max(values):
-            return Estimate(mean, *mean_interval(values, *RANGES.get(metric, ())), "seeds")
+            return Estimate(mean, *mean_interval(values, *METRICS[metric].ends), "seeds")
         return Estimate(mean, mean, mean, "none")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orpo_dist.base.metrics import METRICS as LOGGED
 from orpo_dist.base.types import UserError
@@ -17,23 +17,28 @@ class Compared:
 
     source: its name among the evaluations in metrics.jsonl. label: for people. incomparable:
     settings on which its scale depends, so that trials that differ in them cannot be ranked by it.
+    ends: which no interval may pass.
     """
 
     source: str
     mode: str
     label: str
-    incomparable: tuple[str, ...] = ()
+    incomparable: tuple[str, ...]
+    ends: tuple[float, float]
 
     @classmethod
-    def by(cls, logged: str, label: str = "") -> Compared:
+    def by(cls, logged: str) -> Compared:
         """By what is logged under a name."""
         metric = LOGGED[logged]
-        return cls(f"eval/{logged}", metric.better, label or metric.label, metric.depends_on)
+        ends = metric.low, metric.high
+        return cls(f"eval/{logged}", metric.better, metric.label, metric.depends_on, ends)
 
 
 METRICS = {
     "accuracy": Compared.by("rewards/accuracies"),
-    "perplexity": Compared.by("loss/sft", "perplexity of chosen answers"),
+    "perplexity": replace(
+        Compared.by("loss/sft"), label="perplexity of chosen answers", ends=(1.0, math.inf)
+    ),
     "loss": Compared.by("loss/orpo"),
     **{
         name: Compared.by(name)
