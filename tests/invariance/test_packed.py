@@ -121,9 +121,9 @@ def test_with_chunked_scoring(family: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     class Counting:
         @staticmethod
-        def apply(logits: Any, targets: Any) -> Any:
+        def apply(logits: Any, targets: Any, hardware: Any) -> Any:
             seen.append(len(targets))
-            return whole.apply(logits, targets)
+            return whole.apply(logits, targets, hardware)
 
     monkeypatch.setattr(orpo_dist.scoring.head, "_TargetLogps", Counting)
     model = small_model(family)
