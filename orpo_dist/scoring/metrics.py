@@ -23,16 +23,16 @@ def step_means(
     total_nll_tokens: float,
     router: Tensor | None = None,
 ) -> Tensor:
-    """A micro-batch's contribution to the step's means, (10,); contributions add up.
+    """A micro-batch's contribution to the step's means, (9,), or (10,) with the router loss.
 
-    loss, router: its share of the objective and of the router loss, already divided by the step's
-    counts.
+    Contributions add up. loss, router: its share of the objective and of the router loss, already
+    divided by the step's counts.
     """
     totals = [total_nll_tokens] + [total_pairs] * 5
     means = [getattr(metrics, n).double() / total for n, total in zip(SUMS, totals, strict=True)]
     rewards = [orpo_alpha * means[SUMS.index(name)] for name in ("chosen_logp", "rejected_logp")]
-    router = torch.zeros_like(loss) if router is None else router
-    return torch.stack([loss.detach().double(), *means, *rewards, router.detach().double()])
+    last = [] if router is None else [router.detach().double()]  # none: nothing for a GPU to start
+    return torch.stack([loss.detach().double(), *means, *rewards, *last])
 
 
 def named_metrics(means: Iterable[float]) -> dict[str, float]:
@@ -43,7 +43,7 @@ def named_metrics(means: Iterable[float]) -> dict[str, float]:
     ``log_odds_ratio`` and ``log_odds_chosen`` are TRL's names for values that stand here under our
     own. ``loss/router`` is there where the router loss is trained.
     """
-    loss, nll, odds_loss, log_odds, chosen, rejected, correct, won, lost, router = means
+    loss, nll, odds_loss, log_odds, chosen, rejected, correct, won, lost, *router = means
     return {
         "loss/orpo": loss,
         "loss/sft": nll,
@@ -59,7 +59,7 @@ def named_metrics(means: Iterable[float]) -> dict[str, float]:
         "nll_loss": nll,
         "log_odds_ratio": -odds_loss,
         "log_odds_chosen": log_odds,
-    } | ({"loss/router": router} if router else {})
+    } | ({"loss/router": router[0]} if router else {})
 
 
 MOST_CATEGORIES = 32  # more would bury the log
@@ -121,7 +121,8 @@ class RunningMeans:
         """Metrics of the steps added, over all ranks (one all-reduce); starts afresh."""
         assert self.total is not None and self.steps
         summed = accelerator.reduce(self.total, reduction="sum")
-        overall = (summed[: len(MEANS)] / self.steps).tolist()
-        by_category = summed[len(MEANS) :].reshape(len(self.names), CATEGORY_SUMS).tolist()
+        means = len(summed) - len(self.names) * CATEGORY_SUMS
+        overall = (summed[:means] / self.steps).tolist()
+        by_category = summed[means:].reshape(len(self.names), CATEGORY_SUMS).tolist()
         self.total, self.steps = None, 0
         return named_metrics(overall) | category_metrics(self.names, by_category)
