@@ -168,7 +168,7 @@ class Estimator:
         return [replace(p, how=UNKNOWN) if p.name == "activations" else p for p in found]
 
     def reduces_once(self, engine: Engine, method: Method) -> bool:
-        """As the run decides it: ``engines.reduces_once``."""
+        """As the run decides it: ``engine.reduces_once``."""
         memory = self.machine.memory * GIB / (1 if self.machine.gpu else self.machine.here)
         return reduces_once(engine, self.census(method).trains, memory)
 

@@ -39,7 +39,7 @@ class Part:
 @dataclass(frozen=True)
 class Setting:
     """What memory depends on beside the model. world: processes. accumulates: a step has several
-    micro-batches. activations: bytes of a micro-batch. reduces_once: as ``engines.reduces_once``.
+    micro-batches. activations: bytes of a micro-batch. reduces_once: as ``engine.reduces_once``.
     """
 
     engine: Engine

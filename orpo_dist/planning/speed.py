@@ -66,7 +66,7 @@ def step_time(
     checkpointing: bool,
     rates: Rates,
 ) -> StepTime:
-    """work: of the step, over all ranks. reduces_once: as ``engines.reduces_once``."""
+    """work: of the step, over all ranks. reduces_once: as ``engine.reduces_once``."""
     slower = DEQUANTISING[method.quantization]
     mine = work * (1 / ranks)
     if rates.tokens is not None:

@@ -88,7 +88,7 @@ class Stage:
         whole = trainer.config if self.place is None else self.run.replace(chat_template=text)
         self.folder.write_config(whole)
         trainer.settle_budget()
-        self.folder.update_run(settled=settled_facts(trainer))
+        self._note_settled(trainer)
         own = self.folder if self.place is None else self.folder.stage(self.place.number)
         checkpoint = here.on_main(partial(own.go_on, checkpoint))
         logger.info("%s%s", f"{self.place}: " if self.place else "", derived_truth(trainer))
@@ -102,6 +102,14 @@ class Stage:
             )
         self.folder.update_run(engine=runtime.running_engine(trainer.model_wrapped))  # seen
         return trainer
+
+    def _note_settled(self, trainer: ORPOTrainer) -> None:
+        """In run.json; of a staged run, each stage under its number."""
+        facts = settled_facts(trainer)
+        if self.place is not None:
+            before = read_json(self.folder.run).get("settled", {}) if self.place.number > 1 else {}
+            facts = {**before, f"stage {self.place.number}": facts}
+        self.folder.update_run(settled=facts)
 
     def _trainer(
         self,

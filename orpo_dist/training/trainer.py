@@ -93,9 +93,8 @@ class ORPOTrainer(MeasuringTrainer):
         scorer = agreed_scorer(policy, config, processing_class, self.runtime)
         self.scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
         text = policy.config.get_text_config()
-        self._hidden_size = (
-            number_of(text, "hidden_size") or StepPlan.hidden_size
-        )  # for even shares
+        # For even shares.
+        self._hidden_size = number_of(text, "hidden_size") or StepPlan.hidden_size
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from orpo_dist import ORPOConfig, UserError
 from orpo_dist.models.adapters import add_adapter, lora_config
-from orpo_dist.models.targets import reached
+from orpo_dist.models.targets import reached, unfit_layers
 from tests.families import small_config
 
 IDS = torch.arange(1, 30)[None]
@@ -86,3 +86,13 @@ def test_it_says_what_it_reaches(kind: str, said: str) -> None:
     base = sum(p.numel() for n, p in policy.named_parameters() if "lora_" not in n)
     assert f"of the base's {base:,}" in text
     assert ("experts" in text) == (kind != "llama")
+
+
+def test_what_is_read_past_its_layer_in_training_is_left_out() -> None:
+    """Gemma 3n calls a layer in evaluation, and multiplies with its weight itself in training."""
+    from benchmarks.zoo.shapes import tiny_config
+
+    model = AutoModelForCausalLM.from_config(tiny_config("gemma3n_text"))
+    unfit = unfit_layers(model, lora())
+    assert [name for name in unfit if name.endswith("altup.correction_coefs")]
+    assert not [name for name in unfit if name.endswith("q_proj")]

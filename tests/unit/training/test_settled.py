@@ -55,3 +55,10 @@ def test_lies_in_the_run_folder(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert found["attention"] == "packed"
     assert (found["max_prompt_length"], found["max_completion_length"]) == (30, 40)
     assert found["eval_strategy"] == "epoch"
+
+
+def test_every_stage_has_what_was_settled_for_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    stages = [{"max_steps": 1}, {"max_steps": 1, "max_completion_length": 20}]
+    found = run(tiny_model_dir, tmp_path, stages=stages)["settled"]
+    longest = {name: facts["max_completion_length"] for name, facts in found.items()}
+    assert longest == {"stage 1": 40, "stage 2": 20}
