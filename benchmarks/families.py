@@ -131,8 +131,13 @@ def take(names: list[str], jobs: int) -> Any:
 
 
 def _child(name: str, scratch: Path) -> None:
+    import torch
+
     from benchmarks.zoo.check import check
 
+    # A fork breaks torch's pool of threads. It is made anew by whoever asks first, here; threads
+    # that load weights would ask at once, and some would find none.
+    torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.environ["ORPO_DIST_CACHE"] = str(scratch / "cache")

@@ -44,7 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
     "LoRA": {"peft": True},
     "checkpointing": {"gradient_checkpointing": True},
 }
-HALF_MODES = ("LoRA", "full")
+HALF_MODES = ("full", "LoRA")
 COMMON: dict[str, Any] = {
     "nll_scope": "prompt_and_completion", "max_steps": 2, "log": "none", "batch_size": 4,
     "max_prompt_length": 48, "max_completion_length": 48, "mixed_precision": "none",
