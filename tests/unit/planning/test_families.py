@@ -134,3 +134,14 @@ def test_a_few_layers_tell_of_all(
     monkeypatch.setattr("orpo_dist.planning.census.depths", lambda kinds: None)
     whole = planner(config).estimator.activations(Method(), False, checkpointing, 1)
     assert from_few == pytest.approx(whole, rel=0.01)
+
+
+def test_attention_sinks_are_planned_as_they_are_trained() -> None:
+    """Packed, through the kernel: what it keeps for a head and a token is a number more."""
+
+    def traced(family: str) -> int:
+        config = ORPOConfig(max_prompt_length=32, max_completion_length=32, attention="packed")
+        estimator = Estimator(tiny_config(family), config, Machine(1, 80.0), (32, 32, 32))
+        return estimator.activations(Method(), False, False, 2)
+
+    assert traced("gpt_oss") > 0
