@@ -155,7 +155,6 @@ def _warm_up() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import benchmarks.zoo.check
-    import orpo_dist.planning.command  # noqa: F401
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
