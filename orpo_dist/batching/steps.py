@@ -75,6 +75,7 @@ class StepPlan:
 
     lengths: (N, 3) tokens of prompt, chosen, rejected. nll_tokens: (N,) tokens in L_SFT per pair.
     global_batch: pairs per step over all ranks. micro_batch: most pairs per forward pass.
+    world_size: ranks, or groups of ranks that share each sequence.
     token_budget: most tokens per forward pass; a pair over it gets one of its own. None: no limit.
     repeats: (N,) how often a pair appears in an epoch; a fraction is its chance to appear.
     hidden_size: width of the model, which sets what attention costs beside the rest.

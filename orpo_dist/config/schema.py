@@ -137,6 +137,7 @@ class ORPOConfig(BaseModel):
     mixed_precision: Literal["bf16", "fp16", "none"] | None = setting("memory", None, "default: bf16 where the GPU has it, fp16 on older GPUs, none on CPU")
     attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
     max_tokens_per_microbatch: int | Literal["auto"] | None = setting("memory", "auto", "fill micro-batches with up to so many tokens, whatever batch_size says (a longer pair stands alone); changes memory and speed, never the loss; auto: what fits, tried at the start on a GPU, planned where weights are sharded, 512 on a CPU; none: batch_size pairs")
+    sequence_parallel: int | Literal["auto"] = setting("memory", 1, "processes that share each sequence, for pairs that do not fit on one: each holds an equal part of the tokens and attends with its share of the heads; auto: as many as the longest pair needs; changes memory and speed, never the loss")
     gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
     quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
 
@@ -198,13 +199,12 @@ class ORPOConfig(BaseModel):
     @field_validator("max_tokens_per_microbatch", mode="before")
     @classmethod
     def _token_budget(cls, value: Any) -> Any:
-        if value in (None, "none"):
-            return None
-        if value == "auto":
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
-            raise ValueError(f"must be auto, none or a number of tokens, got {value!r}")
-        return int(value)
+        return None if value in (None, "none") else _counted(value, "auto, none", "tokens")
+
+    @field_validator("sequence_parallel", mode="before")
+    @classmethod
+    def _processes(cls, value: Any) -> Any:
+        return _counted(value, "auto", "processes")
 
     @field_validator("orpo_alpha_schedule", mode="before")
     @classmethod
@@ -263,6 +263,15 @@ class ORPOConfig(BaseModel):
     def replace(self, **changes: Any) -> ORPOConfig:
         """A copy with ``changes``, checked like a new config."""
         return ORPOConfig(**{**self.model_dump(), **changes})
+
+
+def _counted(value: Any, words: str, what: str) -> Any:
+    """``auto``, or a number of something from 1 on."""
+    if value == "auto":
+        return value
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"must be {words} or a number of {what}, got {value!r}")
+    return int(value)
 
 
 def leaves(annotation: Any) -> set[Any]:

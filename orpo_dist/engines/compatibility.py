@@ -42,8 +42,9 @@ def accumulation(config: ORPOConfig, world_size: int) -> int:
     """Micro-batches per rank and step; as many as ``global_batch_size`` needs where it is set.
 
     It need not divide: a run that goes on on other processes keeps its step, and ranks then have
-    unequal numbers of pairs.
+    unequal numbers of pairs. Ranks that share a sequence have the same micro-batches.
     """
     if config.global_batch_size is None:
         return config.gradient_accumulation
-    return math.ceil(config.global_batch_size / (config.batch_size * world_size))
+    ranks = world_size // (1 if config.sequence_parallel == "auto" else config.sequence_parallel)
+    return math.ceil(config.global_batch_size / (config.batch_size * ranks))

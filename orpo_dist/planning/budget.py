@@ -26,20 +26,24 @@ from orpo_dist.upstream.hf_models import whole_weights
 logger = logging.getLogger("orpo_dist")
 
 
-def planned_budget(
-    model: Any, config: ORPOConfig, plan: StepPlan, here: Runtime, device: torch.device
-) -> int:
+def planned_budget(model: Any, config: ORPOConfig, plan: StepPlan, here: Runtime) -> int:
     """Tokens of a micro-batch that fit on every rank, by the plan's arithmetic."""
     hf_config = causal_model(model).config
     budget = here.on_main(
-        lambda: _budget(hf_config, config, plan, here.engine, _machine(here, device))
+        lambda: _budget(hf_config, config, plan, here.engine, machine_of(here))
     )
     return -here.agree_on_most(-budget)
 
 
-def _machine(here: Runtime, device: torch.device) -> Machine:
-    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+def machine_of(here: Runtime) -> Machine:
+    """This machine, as the plan of a run on it sees it."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", here.world_size))
+    if not torch.cuda.is_available():
+        import psutil
+
+        memory = psutil.virtual_memory().total / 2**30
+        return Machine(here.world_size, memory, per_machine=local, gpu=False)
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
     return Machine(here.world_size, memory, per_machine=local)
 
 

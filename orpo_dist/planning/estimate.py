@@ -39,6 +39,11 @@ class Machine:
         return USABLE * self.memory if self.gpu else self.memory
 
     @property
+    def of_process(self) -> float:
+        """GiB that one process may fill."""
+        return self.usable if self.gpu else self.memory / self.here
+
+    @property
     def machines(self) -> int:
         return -(-self.processes // self.per_machine)
 
@@ -75,6 +80,12 @@ class Estimator:
     def precision(self) -> str:
         """``mixed_precision``, its default filled in for the machine that is planned for."""
         return self.config.mixed_precision or ("bf16" if self.machine.gpu else "none")
+
+    @property
+    def sequence(self) -> int:
+        """Processes that share a sequence, as far as the config says."""
+        asked = self.config.sequence_parallel
+        return 1 if asked == "auto" else asked
 
     def census(self, method: Method) -> Census:
         if method not in self._censuses:
@@ -149,15 +160,22 @@ class Estimator:
         accumulates: bool,
         checkpointing: bool = False,
         method: Method | None = None,
+        sequence: int | None = None,
     ) -> list[Part]:
-        """The memory of one process with micro-batches of ``pairs`` pairs."""
+        """The memory of one process with micro-batches of ``pairs`` pairs.
+
+        sequence: how many share each; default, as the config says. Everything that a micro-batch
+        makes is of a token or, in attention, of a head, and so is shared out evenly.
+        """
+        if sequence is None:
+            sequence = self.sequence
         method = method or method_of(self.config)
         casts = (engine.deepspeed or engine.name == "fsdp2") and self.precision != "none"
         setting = Setting(
             engine,
             self.machine.processes if engine.name != "single" else 1,
             accumulates,
-            self.activations(method, casts, checkpointing, pairs),
+            self.activations(method, casts, checkpointing, pairs) / sequence,
             self.config.optimizer,
             self.machine.gpu,
             self.reduces_once(engine, method),

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orpo_dist.scoring.masks import PackedMask, Unpackable, is_packing, mask_instead_of
+from orpo_dist.scoring.sequence import over_heads
 from orpo_dist.scoring.varlen import varlen_attention
 from orpo_dist.upstream.hf_models import attention_of
 
@@ -144,12 +145,18 @@ def _packed(
     if unknown or is_causal is False:
         what = ", ".join(unknown) or "is_causal=False"
         raise Unpackable(f"gives its attention {what}, which packing does not know")
-    hardware = mask.hardware
-    if mask.varlen is not None and mask.chunk is None and hardware.runs_kernel(query, softcap):
-        return varlen_attention(
-            query, key, value, mask.varlen, scaling, mask.window, s_aux, hardware
-        )
-    return packed_attention(query, key, value, mask, scaling, softcap, s_aux)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        hardware = mask.hardware
+        if mask.varlen is not None and mask.chunk is None and hardware.runs_kernel(query, softcap):
+            return varlen_attention(
+                query, key, value, mask.varlen, scaling, mask.window, sinks, hardware
+            )
+        return packed_attention(query, key, value, mask, scaling, softcap, sinks)
+
+    if mask.sequence.size > 1:
+        return over_heads(attend, mask.sequence, query, key, value, s_aux)
+    return attend(query, key, value, s_aux)
 
 
 for _former in FORMER:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from orpo_dist.engines.mesh import WHOLE, SequenceGroup
 from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.varlen import VarlenLayout
 
@@ -35,7 +36,8 @@ class PackedMask:
 
     varlen: where the sequences lie for a variable-length kernel, where one is to be used. window: a
     token sees itself and so many less one before it. chunk: it sees nothing before the last
-    multiple of that. Both are None where no sequence is longer. hardware: what attends.
+    multiple of that. Both are None where no sequence is longer. hardware: what attends. sequence:
+    who has which part of the tokens.
     """
 
     segments: Segments
@@ -43,6 +45,7 @@ class PackedMask:
     window: int | None = None
     chunk: int | None = None
     hardware: Hardware = HERE
+    sequence: SequenceGroup = WHOLE
 
     @property
     def longest(self) -> int:

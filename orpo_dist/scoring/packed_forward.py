@@ -107,8 +107,9 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor | tuple[Tensor
     if orpo_batch.routed is None:
         return logps
     whose, pairs = orpo_batch.routed, len(orpo_batch.weight)
+    top_k, sequence = self.num_experts_per_tok, orpo_batch.sequence
     return logps, balance(
-        output.router_logits, whose.pairs, whose.times, pairs, self.num_experts_per_tok
+        output.router_logits, whose.pairs, whose.times, pairs, top_k, sequence
     )
 
 

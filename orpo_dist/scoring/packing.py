@@ -3,6 +3,9 @@
 A pair lies as ``[prompt][chosen][rejected]``. Positions of the rejected answer restart after the
 prompt, and it attends to the prompt and itself, never to the chosen answer: each answer meets
 exactly what it would meet alone. Prefix sharing as in arXiv 2410.20305.
+
+Several ranks may share a sequence (``sequence``): each then gets a part of its tokens, all of the
+same size, for which filler is added at the end.
 """
 
 from __future__ import annotations
@@ -14,12 +17,21 @@ import numpy as np
 from torch import Tensor
 
 from orpo_dist.base.types import Pair, PairScores
+from orpo_dist.engines.mesh import WHOLE, SequenceGroup
 from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import PackedMask, Segments
 from orpo_dist.scoring.parcel import Parcel, together
-from orpo_dist.scoring.ragged import FlatPairs, begins, runs
+from orpo_dist.scoring.ragged import FlatPairs, begins, cut, runs
 from orpo_dist.scoring.rows import Rows, row_arrays
-from orpo_dist.scoring.switches import Sides, Switch, packed_sides, sides_of, stand_apart
+from orpo_dist.scoring.sequence import sum_over
+from orpo_dist.scoring.switches import (
+    Sides,
+    Switch,
+    packed_sides,
+    part_of_sides,
+    sides_of,
+    stand_apart,
+)
 from orpo_dist.scoring.varlen import VarlenLayout, layout_arrays
 
 
@@ -42,7 +54,8 @@ class PackedBatch(Parcel):
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
     rows: the same answers as rows, for layers that need them. sides: who shares a rope, where ropes
     change with the length and not all are on one side. routed: whose tokens they are, where experts
-    are to be balanced. hardware: what computes its scores.
+    are to be balanced. hardware: what computes its scores. sequence: who has the other tokens; T and
+    S are then of this rank's part, and places are within it, while segments and varlen are of all.
     """
 
     input_ids: Tensor
@@ -59,11 +72,14 @@ class PackedBatch(Parcel):
     sides: Sides | None = None
     routed: Routed | None = None
     hardware: Hardware = HERE
+    sequence: SequenceGroup = WHOLE
 
     @property
     def mask(self) -> PackedMask:
         """What the model gets for its masks."""
-        return PackedMask(self.segments, self.varlen, hardware=self.hardware)
+        return PackedMask(
+            self.segments, self.varlen, hardware=self.hardware, sequence=self.sequence
+        )
 
 
 def pack_pairs(
@@ -75,11 +91,12 @@ def pack_pairs(
     switches: tuple[Switch, ...] = (),
     routed: bool = False,
     hardware: Hardware = HERE,
+    part: tuple[int, int] = (0, 1),
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
 
     rows: for a model with layers that need them. switches: where its ropes change. routed: for
-    ``routing``.
+    ``routing``. part: which of how many equal parts of the sequence, counted from 0; not of rows.
     """
     flat = FlatPairs.of(pairs)
     apart = stand_apart(switches, flat.lengths)
@@ -95,23 +112,44 @@ def pack_pairs(
         **_predictions(flat.lengths, laid, with_prompt),
         "answer_tokens": np.concatenate([chosen, rejected]),
         "nll_tokens": chosen + (prompt - 1) * with_prompt,
-        "weight": np.full(len(prompt), real, dtype=np.float32),
+        "weight": np.full(len(prompt), real / part[1], dtype=np.float32),
     }
-    layout = layout_arrays(laid.segments) if varlen else {}
-    rectangle = {f"row_{name}": x for name, x in row_arrays(laid.segments).items()} if rows else {}
     turned = packed_sides(switches, flat.lengths, apart)
-    sides = {f"side_{name}": x for name, x in turned.items()}
     whose = _routed(flat.lengths, apart) if routed else {}
+    segments = laid.segments
+    if part[1] > 1:
+        filler = -len(laid.tokens) % part[1]
+        segments = np.append(segments, [[filler, 0, 0]], 0) if filler else segments
+        turned = part_of_sides(turned, arrays["position_ids"], part) if switches else {}
+        arrays, whose = _part_of(arrays, part), _part_of(whose, part)
+    layout = layout_arrays(segments) if varlen else {}
+    rectangle = {f"row_{name}": x for name, x in row_arrays(segments).items()} if rows else {}
+    sides = {f"side_{name}": x for name, x in turned.items()}
     tensors = together(arrays | layout | rectangle | sides | whose)
     return PackedBatch(
         **{name: tensors[name] for name in arrays},
-        segments=tuple((p, c, r) for p, c, r in laid.segments.tolist()),
-        varlen=VarlenLayout.of(laid.segments, tensors) if varlen else None,
+        segments=tuple((p, c, r) for p, c, r in segments.tolist()),
+        varlen=VarlenLayout.of(segments, tensors) if varlen else None,
         rows=Rows(**{name[4:]: tensors[name] for name in rectangle}) if rows else None,
         sides=sides_of(turned, tensors),
         routed=Routed(*(tensors[name] for name in whose)) if routed else None,
         hardware=hardware,
     )
+
+
+def _part_of(arrays: dict[str, np.ndarray], part: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Of the arrays of a whole sequence, those of one part: its tokens, and what they predict."""
+    found = dict(arrays)
+    for name in ("input_ids", "position_ids", "routed_pairs", "routed_times"):
+        if name in arrays:
+            found[name] = cut(arrays[name], part)
+    if "sources" in arrays:
+        length = found["input_ids"].shape[1]
+        places = arrays["sources"] - part[0] * length
+        here = (places >= 0) & (places < length)
+        found |= {name: arrays[name][here] for name in ("targets", "owners")}
+        found["sources"] = places[here]
+    return found
 
 
 def _routed(lengths: np.ndarray, apart: np.ndarray) -> dict[str, np.ndarray]:
@@ -180,6 +218,7 @@ def gather_scores(batch: PackedBatch, logps: Tensor, balance: Tensor | None = No
     """Per-token log-probs (S,) -> per-pair scores. balance: (B,) of the experts."""
     count = len(batch.weight)
     sums = logps.new_zeros(3 * count).index_add(0, batch.owners, logps)
+    sums = sum_over(batch.sequence, sums)
     chosen, rejected, prompt = sums.split(count)
     lengths = batch.answer_tokens.to(sums.dtype)
     return PairScores(

@@ -130,8 +130,10 @@ def fails(
         expected = measured(model, alone(model, pairs))
         if seed == 0 and (reason := teach(model)):
             return reason
-        if reason := _differs(model, score(model, pairs), expected, pairs):
-            reasons.append(f"scores differently {how} ({reason})")
+        found, slope = measured(model, packed_scores(score(model, pairs)))
+        apart = scores_apart(found, expected[0], pairs)
+        if reason := apart_in_words(apart, gradient_apart(slope, expected[1]), how):
+            reasons.append(reason)
         if seed + 1 - len(reasons) == enough:
             return None
     return reasons[0]
@@ -145,15 +147,14 @@ def padding_fails(model: Any, score: Score) -> str | None:
     return fails(model, lambda _: None, score, draws=3, enough=2, how="beside longer answers")
 
 
-def _differs(
-    model: Any, scores: PairScores, expected: tuple[Tensor, Tensor], pairs: Sequence[Pair]
-) -> str | None:
-    """By how much scores and their gradients are off, in words; None if they are not."""
-    found, slope = measured(model, packed_scores(scores))
-    apart, turned = scores_apart(found, expected[0], pairs), gradient_apart(slope, expected[1])
+def apart_in_words(apart: float, turned: float, how: str) -> str | None:
+    """What is wrong with scores so many nats off, and a gradient by such a share; None if nothing.
+
+    how: in which they were computed.
+    """
     if apart <= LOGP_LIMIT and turned <= GRADIENT_LIMIT:
         return None
-    return f"by {apart:.1g} nats a token, gradients by {turned:.1%}"
+    return f"scores differently {how} (by {apart:.1g} nats a token, gradients by {turned:.1%})"
 
 
 def changed(core: Any, small: Any) -> bool:

@@ -50,3 +50,12 @@ def runs(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Consecutive integers, one run after another: from each first as many as its length."""
     flat = lengths.ravel()
     return np.arange(flat.sum()) + np.repeat(firsts.ravel() - begins(flat), flat)
+
+
+def cut(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
+    """One of several equal parts of the last axis, (rank, of how many), zeros added at its end."""
+    rank, count = part
+    length = -(-array.shape[-1] // count)
+    filled = np.zeros((*array.shape[:-1], length * count), dtype=array.dtype)
+    filled[..., : array.shape[-1]] = array
+    return filled[..., rank * length : (rank + 1) * length]

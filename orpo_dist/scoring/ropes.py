@@ -46,7 +46,8 @@ def _side_by_side(kind: Any) -> Any:
         if found is None:
             turned = turn(position_ids)
         elif len(found.order):
-            each = [turn(position_ids[..., some]) for some in found.order.split(found.sizes)]
+            whole = position_ids if found.positions is None else found.positions
+            each = [turn(whole[..., some]) for some in found.order.split(found.sizes)]
             turned = tuple(
                 torch.cat(same, -2).index_select(-2, found.back) for same in zip(*each, strict=True)
             )

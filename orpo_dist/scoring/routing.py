@@ -17,17 +17,25 @@ import torch
 from torch import Tensor
 
 from orpo_dist.base.types import UserError
+from orpo_dist.engines.mesh import WHOLE, SequenceGroup
+from orpo_dist.scoring.sequence import sum_over
 
 logger = logging.getLogger("orpo_dist")
 
 
 def balance(
-    router_logits: Sequence[Tensor], rows: Tensor, times: Tensor, pairs: int, top_k: int
+    router_logits: Sequence[Tensor],
+    rows: Tensor,
+    times: Tensor,
+    pairs: int,
+    top_k: int,
+    sequence: SequenceGroup = WHOLE,
 ) -> Tensor:
     """Load-balancing loss of each pair, (pairs,) in fp32; ``top_k`` if experts are loaded evenly.
 
     router_logits: of every layer, (T, experts). rows: (T,) the pair that a token is of. times: (T,)
     how often it counts: twice in a prompt that stands once for both answers, 0 in padding.
+    sequence: who has the other tokens of these pairs.
     """
     times = times.float()
     experts = router_logits[0].shape[-1]
@@ -39,6 +47,7 @@ def balance(
         load = load.index_add(0, rows, chosen * times[:, None])
         share = share.index_add(0, rows, chances.float() * times[:, None])
     tokens = len(router_logits) * times.new_zeros(pairs).index_add(0, rows, times)[:, None]
+    load, share, tokens = (sum_over(sequence, x) for x in (load, share, tokens))
     return experts * (load / tokens * (share / tokens)).sum(1)
 
 

@@ -14,6 +14,7 @@ import torch
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.config import ORPOConfig
+from orpo_dist.engines.mesh import WHOLE, SequenceGroup
 from orpo_dist.engines.runtime import Runtime, gathered_while_used
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.hardware import HERE, Hardware
@@ -51,7 +52,7 @@ class Scorer:
     packed: the fast path; else padded. varlen: the fast path through the variable-length kernel.
     rows: packed, but some layers need every answer as a row of its own. switches: lengths at which
     the model's ropes change. top_k: experts a token, where the balance of experts is asked for
-    (``routing``). hardware: what computes the packed batches.
+    (``routing``). hardware: what computes the packed batches. sequence: who shares their tokens.
     """
 
     packed: bool
@@ -62,6 +63,7 @@ class Scorer:
     switches: tuple[Switch, ...] = ()
     top_k: int | None = None
     hardware: Hardware = HERE
+    sequence: SequenceGroup = WHOLE
 
     @property
     def padded(self) -> bool:
@@ -69,11 +71,14 @@ class Scorer:
         return self.rows or not self.packed
 
     def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
-        """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
+        """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0.
+
+        All ranks of a sequence collate the same pairs; each gets its part of their tokens.
+        """
         if self.packed:
             return pack_pairs(
                 pairs, self.nll_scope, real, self.varlen, self.rows, self.switches,
-                self.top_k is not None, self.hardware,
+                self.top_k is not None, self.hardware, (self.sequence.rank, self.sequence.size),
             )  # fmt: skip
         return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
 
@@ -91,6 +96,8 @@ class Scorer:
         try:
             if isinstance(batch, PaddedBatch):
                 return padded_scores(model, batch, self.top_k)
+            # Not from collate: a group of processes cannot come from a loader's worker.
+            batch = replace(batch, sequence=self.sequence)
             found = model(input_ids=batch.input_ids, orpo_batch=batch)
         except RuntimeError as error:
             if not MIXED_UP.search(str(error)):

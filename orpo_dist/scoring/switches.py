@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orpo_dist.scoring.model_config import parts
 from orpo_dist.scoring.parcel import Parcel
+from orpo_dist.scoring.ragged import cut
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types of transformers
 
@@ -37,12 +38,14 @@ class Sides(Parcel):
 
     Packed: order (T,) the tokens side by side, sizes how many are on each, back (T,) where a token
     lies in that order. Padded: back (R,) the side of each row, sizes the tokens of the longest row
-    on each; order is empty.
+    on each; order is empty. positions: (1, T) where the sequence is shared by several ranks, and
+    back is of this rank's tokens alone.
     """
 
     order: Tensor
     back: Tensor
     sizes: tuple[int, ...]
+    positions: Tensor | None = None
 
 
 def changing(config: Any) -> Iterator[tuple[dict[str, Any], Switch]]:
@@ -102,6 +105,26 @@ def packed_sides(
     return {"order": order, "back": np.argsort(order), "sizes": np.bincount(of_token)}
 
 
+def part_of_sides(
+    arrays: dict[str, np.ndarray], positions: np.ndarray, part: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The same for one part (rank, of how many) of a sequence: a rope looks at its whole length.
+
+    positions: (1, T) of the whole.
+    """
+    tokens = positions.shape[1]
+    filler = np.arange(tokens, tokens + -tokens % part[1])
+    order = np.append(arrays.get("order", np.arange(tokens)), filler)
+    sizes = arrays.get("sizes", np.array([tokens])).copy()
+    sizes[-1] += len(filler)
+    return {
+        "order": order,
+        "back": cut(np.argsort(order), part),
+        "sizes": sizes,
+        "positions": np.append(positions, 0 * filler[None], 1),
+    }
+
+
 def padded_sides(found: tuple[Switch, ...], lengths: np.ndarray) -> dict[str, np.ndarray]:
     """The same of padded rows, lengths: (R,)."""
     own = sides(found, lengths)
@@ -113,11 +136,12 @@ def padded_sides(found: tuple[Switch, ...], lengths: np.ndarray) -> dict[str, np
 
 
 def sides_of(arrays: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor]) -> Sides | None:
-    """From such arrays, and the tensors of the first two under names that begin with ``side_``."""
+    """From such arrays, and their tensors under names that begin with ``side_``."""
     if not arrays:
         return None
     sizes = tuple(arrays["sizes"].tolist())
-    return Sides(tensors["side_order"], tensors["side_back"], sizes)
+    positions = tensors.get("side_positions")
+    return Sides(tensors["side_order"], tensors["side_back"], sizes, positions)
 
 
 _sides: ContextVar[Sides | None] = ContextVar("sides", default=None)

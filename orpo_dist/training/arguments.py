@@ -15,6 +15,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
 from orpo_dist.engines.compatibility import accumulation
+from orpo_dist.engines.mesh import check_sequence
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.models.model import resolve_precision
 from orpo_dist.scoring.metrics import MEANS, named_metrics
@@ -51,7 +52,10 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
         changes |= _strategies(config, has_eval)
     with noted(found):
         changes["metric_for_best_model"] = _eval_metric(config.metric_for_best_model)
-    changes["gradient_accumulation"] = accumulation(config, world_size)
+    if config.sequence_parallel != "auto":
+        with noted(found):
+            check_sequence(config.sequence_parallel, world_size)
+            changes["gradient_accumulation"] = accumulation(config, world_size)
     refuse(found)
     return config.replace(**changes)
 

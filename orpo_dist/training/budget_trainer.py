@@ -60,9 +60,8 @@ class BudgetTrainer(EngineTrainer):
         wanted = self.config.max_tokens_per_microbatch == "auto"
         if plan is None or not wanted or plan.token_budget is not None or self._settled:
             return
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            device = self.args.device
-            budget: int | None = planned_budget(self.model, self.config, plan, self.runtime, device)
+        if self._works_together:
+            budget: int | None = planned_budget(self.model, self.config, plan, self.runtime)
         else:
             self._checkpoint_as_in_training()
             budget = find_token_budget(
@@ -72,6 +71,12 @@ class BudgetTrainer(EngineTrainer):
         self._settled = True
 
     _settled = False
+
+    @property
+    def _works_together(self) -> bool:
+        """Whether a rank that runs out of memory leaves others waiting in the same micro-batch."""
+        shares = self.scorer.sequence.size > 1
+        return shares or self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _checkpoint_as_in_training(self) -> None:
         """Trainer switches checkpointing on after this: without it a tenth of the tokens fits."""
@@ -145,8 +150,7 @@ class BudgetTrainer(EngineTrainer):
         tokens = tokens_of(plan, pairs) if pairs else 0
         if len(pairs) < 2:
             raise UserError(f"out of memory with one pair of {tokens} tokens ({reason}): {LOWER}")
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if sharded or (self.args.world_size > 1 and self._at == len(step.batches) - 1):
+        if self._works_together or (self.args.world_size > 1 and self._at == len(step.batches) - 1):
             raise UserError(
                 f"out of memory with a micro-batch of {tokens} tokens ({reason}): set "
                 f"max_tokens_per_microbatch to {tokens // 2} and go on from the last checkpoint"

@@ -19,12 +19,13 @@ from orpo_dist.training.arguments import resolve
 @dataclass(frozen=True)
 class Settled:
     """config: with every default filled in. here: the processes it is for. encoder: with the length
-    limits of config and model."""
+    limits of config and model. model_config: the model's own."""
 
     config: ORPOConfig
     here: Runtime
     tokenizer: Any
     encoder: Encoder
+    model_config: Any
 
 
 def settle(
@@ -36,4 +37,5 @@ def settle(
         config = going_on(config, model)
     tokenizer, model_config, rows = look_at(model, config, tokenizer)
     limits = limits_of(config, model_config, rows)
-    return Settled(config, here, tokenizer, make_encoder(tokenizer, config, limits))
+    encoder = make_encoder(tokenizer, config, limits)
+    return Settled(config, here, tokenizer, encoder, model_config)

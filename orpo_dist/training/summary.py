@@ -24,12 +24,13 @@ def derived_truth(trainer: ORPOTrainer) -> str:
     base = f"{config.quantization} base, " if config.quantization else ""
     attention = "packed" if trainer.scorer.packed else "padded"
     precision = {"none": "fp32"}.get(str(config.mixed_precision), config.mixed_precision)
-    world = plan.world_size
+    world, sequence = trainer.runtime.world_size, trainer.mesh.sequence.size
+    shared = f", {sequence} to a sequence" if sequence > 1 else ""
     return (
         f"{Path(str(config.model)).name}: {adapter}{base}{count(trains)} of {count(total)} "
         f"parameters train | {len(plan.lengths)} pairs{_forms(trainer)}, {plan.steps_per_epoch} "
         f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | "
-        f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}, "
+        f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}{shared}, "
         f"{trainer.args.device.type}, {precision}, {attention} attention | {_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
@@ -42,7 +43,8 @@ def settled_facts(trainer: ORPOTrainer) -> dict[str, Any]:
     limits = trainer.encoder.limits
     return {
         "engine": str(trainer.runtime.engine),
-        "processes": plan.world_size,
+        "processes": trainer.runtime.world_size,
+        "sequence_parallel": trainer.mesh.sequence.size,
         "device": args.device.type,
         "precision": config.mixed_precision,
         "attention": "packed" if trainer.scorer.packed else "padded",
@@ -81,7 +83,7 @@ def _step(trainer: ORPOTrainer) -> str:
     """Pairs, tokens and micro-batches of a step; of the first few, since data vary."""
     plan = trainer.train_plan
     assert plan is not None
-    first = list(islice(plan.epoch(0, trainer.runtime.rank), 20))
+    first = list(islice(plan.epoch(0, trainer.mesh.data_rank), 20))
     tokens = sum(s.work.tokens if trainer.scorer.packed else s.work.padded for s in first)
     cuts = sorted({len(step.micro_batches) for step in first})
     micro = str(cuts[0]) if len(cuts) == 1 else f"{cuts[0]} to {cuts[-1]}"

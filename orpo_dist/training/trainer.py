@@ -25,15 +25,18 @@ from orpo_dist.data import (
 )
 from orpo_dist.engines import runtime
 from orpo_dist.engines.allocator import keep_freed_memory
+from orpo_dist.engines.mesh import mesh_of
 from orpo_dist.models.answering import mend_generation, stop_at
 from orpo_dist.models.flops import model_flops
 from orpo_dist.models.model import make_policy
 from orpo_dist.models.randomness import refuse_random
+from orpo_dist.planning.sharing import shared_by
 from orpo_dist.scoring.metrics import RunningMeans
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.packed_forward import causal_model
 from orpo_dist.scoring.scorer import Batch, agreed_scorer, balancing
+from orpo_dist.scoring.spread import spread
 from orpo_dist.training.arguments import default_logging_steps, training_arguments
 from orpo_dist.training.bad_steps import BadSteps, Suspects
 from orpo_dist.training.callbacks import ProgressLine
@@ -84,6 +87,9 @@ class ORPOTrainer(MeasuringTrainer):
         train_pairs = as_pairs(train_dataset, self.encoder, config, training=True)
         eval_pairs = as_pairs(eval_dataset, self.encoder, config)
         keep_used_template(self.encoder, train_pairs, eval_pairs)
+        longest = train_pairs if train_pairs is not None else eval_pairs
+        config = shared_by(config, settled.model_config, longest, self.runtime)
+        self.mesh = mesh_of(self.runtime, int(config.sequence_parallel))
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy = make_policy(model, config, peft_config)
@@ -91,7 +97,8 @@ class ORPOTrainer(MeasuringTrainer):
         stop_at(causal_model(policy), self.encoder.end_id)
         refuse_random(policy, self.runtime)
         scorer = agreed_scorer(policy, config, processing_class, self.runtime)
-        self.scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
+        scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
+        self.scorer = spread(scorer, policy, self.mesh.sequence, self.runtime)
         text = policy.config.get_text_config()
         # For even shares.
         self._hidden_size = number_of(text, "hidden_size") or StepPlan.hidden_size
@@ -133,7 +140,7 @@ class ORPOTrainer(MeasuringTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step: this rank's micro-batches of the planned step."""
-        plan, rank = self.train_plan, self.args.process_index
+        plan, rank = self.train_plan, self.mesh.data_rank
         if plan is None:
             raise UserError("training needs a train_dataset")
 
@@ -159,15 +166,16 @@ class ORPOTrainer(MeasuringTrainer):
         plan = self._plan(self.config.replace(**plain), pairs, self.args)
         if self.train_plan is not None:
             plan = dataclasses.replace(plan, token_budget=self.train_plan.token_budget)
-        rank = self.args.process_index
+        rank = self.mesh.data_rank
         return self._loader(pairs, lambda: plan.in_order(rank), plan.steps_per_epoch)
 
     def _plan(self, config: ORPOConfig, pairs: PairDataset, args: Any) -> StepPlan:
         on_cpu = config.max_tokens_per_microbatch == "auto" and args.device.type == "cpu"
         if on_cpu:
             config = config.replace(max_tokens_per_microbatch=None)
-        plan = make_plan(config, pairs, args.world_size, self._hidden_size, self.scorer.padded)
-        budget = CPU_TOKENS if on_cpu else plan.token_budget
+        ranks = self.mesh.data_ranks
+        plan = make_plan(config, pairs, ranks, self._hidden_size, self.scorer.padded)
+        budget = CPU_TOKENS * self.mesh.sequence.size if on_cpu else plan.token_budget
         repeated = self.scorer.repeated(pairs.lengths)
         return dataclasses.replace(plan, token_budget=budget, repeated=repeated)
 
@@ -184,7 +192,8 @@ class ORPOTrainer(MeasuringTrainer):
     def compute_objective(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, StepMetrics]:
         """This micro-batch's share of the step's loss, and its sums; override for another.
 
-        scores: what the model says about the pairs of the micro-batch. step: ``total_pairs`` and
+        scores: what the model says about the pairs of the micro-batch; every sum is multiplied by
+        their weight, which is below 1 where several ranks share a sequence. step: ``total_pairs`` and
         ``total_nll_tokens`` count the whole step (or the whole evaluation) over all ranks; divide
         by them, and the loss does not depend on how the step was cut. ``step.orpo_alpha`` is the
         alpha in force: that of this step, and in evaluations that of the run's end, so that they

@@ -1,0 +1,66 @@
+"""How many processes have to share a sequence: as few as let the longest pair fit."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from orpo_dist.config import ORPOConfig
+from orpo_dist.data.pairs import PairDataset
+from orpo_dist.engines.compatibility import accumulation
+from orpo_dist.engines.runtime import Runtime
+from orpo_dist.planning.budget import machine_of
+from orpo_dist.planning.estimate import Estimator, device_gib
+from orpo_dist.planning.skeleton import method_of
+from orpo_dist.upstream.hf_models import whole_weights
+
+logger = logging.getLogger("orpo_dist")
+
+
+def shared_by(
+    config: ORPOConfig, hf_config: Any, pairs: PairDataset | None, here: Runtime
+) -> ORPOConfig:
+    """The config with ``sequence_parallel`` as a number; all ranks must call this."""
+    if config.sequence_parallel != "auto":
+        return config
+    size = 1
+    if pairs is not None and here.world_size > 1:
+        size = here.on_main(lambda: _fewest(config, hf_config, pairs.lengths, here))
+    config = config.replace(sequence_parallel=size)
+    accumulate = accumulation(config, here.world_size)
+    return config.replace(gradient_accumulation=accumulate)
+
+
+def _fewest(config: ORPOConfig, hf_config: Any, lengths: np.ndarray, here: Runtime) -> int:
+    """The smallest part of all processes for which one pair fits on each; all where none does."""
+    prompt, chosen, rejected = (int(n) for n in lengths[lengths.sum(1).argmax()])
+    machine = machine_of(here)
+    tokens = prompt + chosen + rejected
+    try:
+        with whole_weights():
+            estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
+            for size in fitting(here.world_size):
+                parts = estimator.parts(
+                    here.engine, 1, True, config.gradient_checkpointing, method_of(config), size
+                )
+                needed = device_gib(parts)
+                if needed <= machine.of_process:
+                    break
+    except Exception as error:  # an architecture that does not run without data
+        logger.warning(
+            "sequence_parallel auto: 1, as memory could not be planned (%s: %s); set it to a number",
+            type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip
+        return 1
+    logger.info(
+        "sequence_parallel auto: %d, as the longest pair, of %d tokens, takes %.1f GiB of %.1f on "
+        "each process", size, tokens, needed, machine.of_process,
+    )  # fmt: skip
+    return size
+
+
+def fitting(processes: int) -> list[int]:
+    """Sizes of equal groups that so many processes can be cut into, the smallest first."""
+    return [size for size in range(1, processes + 1) if processes % size == 0]
