@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from tests.conftest import DEMO
 from tests.launching import assert_engine, curve, finish, launched, run, start, training
 
 RELATIVE = 1e-5
+SAVES = ["--save-strategy", "steps", "--save-steps", "5"]
+SHARED = Path(__file__).parent / "shared.py"
 METRICS = ("loss/orpo", "grad_norm", "logps/margins", "rewards/accuracies", "eval/loss")
 
 
@@ -29,7 +33,7 @@ def on(preset: str, processes: int) -> list[str]:
 @pytest.fixture(scope="module")
 def reference(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("single")
-    run([sys.executable, "-m", "orpo_dist", *words(tiny_model_dir, folder)])
+    run([sys.executable, "-m", "orpo_dist", *words(tiny_model_dir, folder, *SAVES)])
     assert len(curve(folder)) == 10
     return folder
 
@@ -70,3 +74,59 @@ def test_shared_sequences_train_alike(
     assert f"on {processes} processes, {size} to a sequence" in errors
     assert_engine(tmp_path, preset, processes)
     assert_same(tmp_path, reference)
+
+
+FAMILIES = (
+    "llama", "odd heads", "crossing groups", "one head", "dynamic", "gpt_oss", "gemma2",
+    "gemma3_text", "qwen3_moe", "deepseek_v3", "phi3", "cohere2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_families_score_alike(ranks: int, tmp_path: Path) -> None:
+    """Windows, soft caps, sinks, ropes by length, latent attention, experts and their router loss;
+    heads that the ranks do not divide, and fewer heads than ranks."""
+    out = tmp_path / "found.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run([*torchrun, "--nproc-per-node", str(ranks), str(SHARED), str(out), *FAMILIES, "mamba"])
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert "attention packed" in found.pop("mamba")
+    assert list(found) == list(FAMILIES)
+    for name, off in found.items():
+        assert max(off["scores"], off["gradient"], off["router"]) < 1e-5, (name, off)
+
+
+@pytest.mark.parametrize(("preset", "size"), [("single", 1), ("fsdp2", 2)])
+def test_a_run_goes_on_with_other_groups(
+    preset: str, size: int, reference: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """From shared sequences to one process, and from that to shared ones."""
+    folder = tmp_path / "run"
+    shared = ["--sequence-parallel", "2", *SAVES]
+    if size == 1:
+        run([*on("ddp", 2), *words(tiny_model_dir, folder, *shared)])
+    else:
+        shutil.copytree(reference, folder)
+    shutil.rmtree(folder / "checkpoint-10")
+    (folder / "model.safetensors").unlink()
+    resumed = ["--sequence-parallel", str(size), *SAVES, "--resume-from-checkpoint", "auto"]
+    errors = run([*on(preset, size), *words(tiny_model_dir, folder, *resumed)])
+    assert f"sequence_parallel {3 - size} → {size}" in errors
+    assert_same(folder, reference)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "said"),
+    [
+        (2, ["--sequence-parallel", "3"],
+         "sequence_parallel 3: 2 processes cannot be cut into groups of 3; use 2"),
+        (2, ["--sequence-parallel", "2", "--attention", "padded"],
+         "sequence_parallel 2 shares packed sequences, which attention padded has none of"),
+        (2, ["--sequence-parallel", "0"], "sequence_parallel: must be auto or a number of processes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shared_is_refused(
+    processes: int, flags: list[str], said: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    code, _, errors = finish(start([*on("ddp", processes), *words(tiny_model_dir, tmp_path, *flags)]))
+    assert code == 2 and said in errors and "Traceback" not in errors, errors
