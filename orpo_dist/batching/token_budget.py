@@ -27,8 +27,8 @@ MOST_TOKENS = 65_536  # beyond it a GPU gains nothing, and only the trial would 
 MARGIN = 0.9  # of what fitted: later batches are cut otherwise, and memory gets fragmented
 
 LOWER = (
-    "lower max_prompt_length or max_completion_length, or try gradient_checkpointing, peft or "
-    "quantization int4"
+    "lower max_prompt_length or max_completion_length, or try gradient_checkpointing, peft, "
+    "quantization int4 or, on several processes, sequence_parallel"
 )
 
 

@@ -19,8 +19,8 @@ WHOLE_RUN = (
     "model", "model_revision", "trainer", "project_name", "overwrite", "resume_from_checkpoint",
     "trust_remote_code", "chat_template", "chat_template_kwargs", "log", "stages", "quantization",
     "hang_timeout", "async_save",
-    "mixed_precision", "sequence_parallel", "peft", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
-    "merge_adapter",
+    "mixed_precision", "sequence_parallel", "peft", "lora_r", "lora_alpha", "lora_dropout",
+    "target_modules", "use_dora", "merge_adapter",
 )  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.sequence_parallel != 1 and config.attention == "padded":
         found.append(
-            f"sequence_parallel {config.sequence_parallel} shares packed sequences, which attention "
-            "padded has none of: choose one"
+            f"sequence_parallel {config.sequence_parallel} shares packed sequences, of which "
+            "attention padded has none: choose one"
         )
     if config.overwrite and config.resume_from_checkpoint == "auto":
         found.append("overwrite starts anew and resume_from_checkpoint auto goes on: choose one")

@@ -256,6 +256,11 @@ class ORPOConfig(BaseModel):
         return self.load_best_model_at_end
 
     @property
+    def ranks_per_sequence(self) -> int:
+        """Processes that share a sequence; 1 while ``auto`` is open."""
+        return 1 if self.sequence_parallel == "auto" else self.sequence_parallel
+
+    @property
     def pairs_per_rank_step(self) -> int:
         """Pairs that one process contributes to an optimizer step."""
         return self.batch_size * self.gradient_accumulation

@@ -46,5 +46,5 @@ def accumulation(config: ORPOConfig, world_size: int) -> int:
     """
     if config.global_batch_size is None:
         return config.gradient_accumulation
-    ranks = world_size // (1 if config.sequence_parallel == "auto" else config.sequence_parallel)
+    ranks = world_size // config.ranks_per_sequence
     return math.ceil(config.global_batch_size / (config.batch_size * ranks))

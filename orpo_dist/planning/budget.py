@@ -29,9 +29,7 @@ logger = logging.getLogger("orpo_dist")
 def planned_budget(model: Any, config: ORPOConfig, plan: StepPlan, here: Runtime) -> int:
     """Tokens of a micro-batch that fit on every rank, by the plan's arithmetic."""
     hf_config = causal_model(model).config
-    budget = here.on_main(
-        lambda: _budget(hf_config, config, plan, here.engine, machine_of(here))
-    )
+    budget = here.on_main(lambda: _budget(hf_config, config, plan, here.engine, machine_of(here)))
     return -here.agree_on_most(-budget)
 
 

@@ -21,6 +21,7 @@ from orpo_dist.planning.estimate import Estimator
 from orpo_dist.planning.facts import machine_of, rates_of
 from orpo_dist.planning.launching import launch_line, planned_script, train_words
 from orpo_dist.planning.plan import Planner, fastest
+from orpo_dist.planning.sharing import sizes
 from orpo_dist.planning.skeleton import method_of
 
 
@@ -36,15 +37,18 @@ def run_plan(options: argparse.Namespace) -> int:
         typical = tuple(options.pair_tokens) if options.pair_tokens else None
         known = data.stated(config, hf_config, typical, options.pairs)
     estimator = Estimator(hf_config, config, machine, known.longest, partial=True)
-    planner = Planner(estimator, known, rates_of(options, machine), options.nvme)
-    found = _candidates(planner, options.asked_only)
-    best = fastest(found[method_of(config)])
+    rates = rates_of(options, machine)
+    for size in sizes(config, machine.processes):
+        planner = Planner(estimator.over(size), known, rates, options.nvme)
+        found = _candidates(planner, options.asked_only)
+        if best := fastest(found[method_of(config)]):
+            break
     chosen = best or fastest([c for of_method in found.values() for c in of_method])
     _show(planner, found, best, chosen, options.all)
     if chosen is not None:
         _show_launch(planner, chosen, options)
     if options.json:
-        _write("json", options.json, json.dumps(_as_json(found, chosen), indent=2) + "\n")
+        _write("json", options.json, json.dumps(_as_json(planner, found, chosen), indent=2) + "\n")
     return 0 if best else EXIT_DOES_NOT_FIT
 
 
@@ -83,7 +87,7 @@ def _candidates(planner: Any, asked_only: bool) -> dict[Any, list[Any]]:
     return found
 
 
-def _as_json(found: dict[Any, list[Any]], chosen: Any) -> dict[str, Any]:
+def _as_json(planner: Any, found: dict[Any, list[Any]], chosen: Any) -> dict[str, Any]:
     def plain(candidate: Any) -> dict[str, Any]:
         return {
             **asdict(candidate),
@@ -93,6 +97,7 @@ def _as_json(found: dict[Any, list[Any]], chosen: Any) -> dict[str, Any]:
         }
 
     return {
+        "sequence_parallel": planner.config.ranks_per_sequence,
         "chosen": plain(chosen) if chosen else None,
         "candidates": [plain(c) for of_method in found.values() for c in of_method],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -81,11 +82,11 @@ class Estimator:
         """``mixed_precision``, its default filled in for the machine that is planned for."""
         return self.config.mixed_precision or ("bf16" if self.machine.gpu else "none")
 
-    @property
-    def sequence(self) -> int:
-        """Processes that share a sequence, as far as the config says."""
-        asked = self.config.sequence_parallel
-        return 1 if asked == "auto" else asked
+    def over(self, sequence: int) -> Estimator:
+        """The same, with so many processes to a sequence; what was traced is shared."""
+        found = copy.copy(self)
+        found.config = self.config.replace(sequence_parallel=sequence)
+        return found
 
     def census(self, method: Method) -> Census:
         if method not in self._censuses:
@@ -160,22 +161,19 @@ class Estimator:
         accumulates: bool,
         checkpointing: bool = False,
         method: Method | None = None,
-        sequence: int | None = None,
     ) -> list[Part]:
         """The memory of one process with micro-batches of ``pairs`` pairs.
 
-        sequence: how many share each; default, as the config says. Everything that a micro-batch
-        makes is of a token or, in attention, of a head, and so is shared out evenly.
+        All that a micro-batch makes is of a token or, in attention, of a head, and so shared out
+        evenly where several processes have a sequence.
         """
-        if sequence is None:
-            sequence = self.sequence
         method = method or method_of(self.config)
         casts = (engine.deepspeed or engine.name == "fsdp2") and self.precision != "none"
         setting = Setting(
             engine,
             self.machine.processes if engine.name != "single" else 1,
             accumulates,
-            self.activations(method, casts, checkpointing, pairs) / sequence,
+            self.activations(method, casts, checkpointing, pairs) / self.config.ranks_per_sequence,
             self.config.optimizer,
             self.machine.gpu,
             self.reduces_once(engine, method),

@@ -72,7 +72,8 @@ class Planner:
         self.estimator, self.data, self.rates, self.nvme = estimator, data, rates, nvme
         self.config, self.machine = estimator.config, estimator.machine
         self.per_rank = self.config.batch_size * accumulation(self.config, self.machine.processes)
-        self.global_batch = self.config.global_batch_size or self.per_rank * self.machine.processes
+        groups = self.machine.processes // self.config.ranks_per_sequence
+        self.global_batch = self.config.global_batch_size or self.per_rank * groups
 
     def methods(self) -> list[Method]:
         """The one that is asked for, then the others."""
@@ -134,6 +135,7 @@ class Planner:
                 self.data.work(self.config, self.global_batch),
                 checkpointing,
                 self.rates,
+                self.config.ranks_per_sequence,
             )
         candidate = Candidate(
             method, preset, checkpointing, pairs, pairs * self.size, micro_batches, tuple(found),
@@ -148,7 +150,7 @@ def pairs_at_most(config: ORPOConfig, size: int, per_rank: int, gpu: bool) -> in
     if budget is None:
         return config.batch_size
     if budget == "auto":
-        budget = MOST_TOKENS if gpu else CPU_TOKENS
+        budget = config.ranks_per_sequence * (MOST_TOKENS if gpu else CPU_TOKENS)
         per_rank = per_rank if gpu else config.batch_size
     return max(1, min(per_rank, int(budget) // size))
 

@@ -10,6 +10,7 @@ import numpy as np
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.pairs import PairDataset
 from orpo_dist.engines.compatibility import accumulation
+from orpo_dist.engines.mesh import check_sequence
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.planning.budget import machine_of
 from orpo_dist.planning.estimate import Estimator, device_gib
@@ -41,16 +42,16 @@ def _fewest(config: ORPOConfig, hf_config: Any, lengths: np.ndarray, here: Runti
     try:
         with whole_weights():
             estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
-            for size in fitting(here.world_size):
-                parts = estimator.parts(
-                    here.engine, 1, True, config.gradient_checkpointing, method_of(config), size
+            for size in sizes(config, here.world_size):
+                parts = estimator.over(size).parts(
+                    here.engine, 1, True, config.gradient_checkpointing, method_of(config)
                 )
                 needed = device_gib(parts)
                 if needed <= machine.of_process:
                     break
     except Exception as error:  # an architecture that does not run without data
         logger.warning(
-            "sequence_parallel auto: 1, as memory could not be planned (%s: %s); set it to a number",
+            "sequence_parallel auto: 1, as memory could not be planned (%s: %s); set a number",
             type(error).__name__, str(error).partition("\n")[0],
         )  # fmt: skip
         return 1
@@ -61,6 +62,9 @@ def _fewest(config: ORPOConfig, hf_config: Any, lengths: np.ndarray, here: Runti
     return size
 
 
-def fitting(processes: int) -> list[int]:
-    """Sizes of equal groups that so many processes can be cut into, the smallest first."""
+def sizes(config: ORPOConfig, processes: int) -> list[int]:
+    """Processes to a sequence, as it is asked for; of ``auto`` all that there can be."""
+    if config.sequence_parallel != "auto":
+        check_sequence(config.sequence_parallel, processes)
+        return [config.sequence_parallel]
     return [size for size in range(1, processes + 1) if processes % size == 0]

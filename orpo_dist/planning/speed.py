@@ -65,8 +65,10 @@ def step_time(
     work: Work,
     checkpointing: bool,
     rates: Rates,
+    sequence: int = 1,
 ) -> StepTime:
-    """work: of the step, over all ranks. reduces_once: as ``engine.reduces_once``."""
+    """work: of the step, over all ranks. reduces_once: as ``engine.reduces_once``. sequence: ranks
+    that share each."""
     slower = DEQUANTISING[method.quantization]
     mine = work * (1 / ranks)
     if rates.tokens is not None:
@@ -79,6 +81,7 @@ def step_time(
         again += 4 * census.flops.layers * census.flops.width * mine.seen
         recomputing = slower * again / rates.flops * checkpointing
     sent = sent_bytes(census, engine, micro_batches, reduces_once) * (ranks - 1) / ranks
+    sent += exchanged_bytes(census, mine.tokens, checkpointing) * (sequence - 1) / sequence
     return StepTime(
         computing,
         recomputing,
@@ -102,6 +105,15 @@ def sent_bytes(census: Census, engine: Engine, micro_batches: int, reduces_once:
     if engine.shards_weights:
         return sent + 2.0 * micro_batches * census.cast_bytes
     return sent + census.half * census.trains
+
+
+def exchanged_bytes(census: Census, tokens: float, checkpointing: bool) -> float:
+    """What a rank sends around attention for so many tokens of its own, up to (P - 1) / P.
+
+    Queries, keys, values and outputs, each as wide as the model (fewer key heads send less), in
+    forward and backward, and again where layers are recomputed.
+    """
+    return census.half * 4.0 * census.hidden * census.layers * tokens * (2 + checkpointing)
 
 
 def _offloading(census: Census, engine: Engine, ranks: int, micro_batches: int) -> float:

@@ -30,7 +30,7 @@ def heading(planner: Planner) -> str:
         f"{estimator.precision.replace('none', 'fp32')} | {where}",
         f"longest pair {prompt} + {chosen} + {rejected} = {planner.size:,} tokens in memory "
         f"({data.source}) | a step: {planner.global_batch} pairs, "
-        f"{planner.per_rank} per process",
+        f"{planner.per_rank} per process{_shared(planner)}",
     ]  # fmt: skip
     if estimator.untraced:
         lines.append(
@@ -38,6 +38,11 @@ def heading(planner: Planner) -> str:
             f"data ({estimator.untraced}); try the real one with max_tokens_per_microbatch auto"
         )
     return "\n".join(lines)
+
+
+def _shared(planner: Planner) -> str:
+    size = planner.config.ranks_per_sequence
+    return f", {size} processes to a sequence" if size > 1 else ""
 
 
 def _name(estimator: Estimator) -> str:

@@ -108,9 +108,7 @@ def _packed_forward(self: Any, orpo_batch: PackedBatch) -> Tensor | tuple[Tensor
         return logps
     whose, pairs = orpo_batch.routed, len(orpo_batch.weight)
     top_k, sequence = self.num_experts_per_tok, orpo_batch.sequence
-    return logps, balance(
-        output.router_logits, whose.pairs, whose.times, pairs, top_k, sequence
-    )
+    return logps, balance(output.router_logits, whose.pairs, whose.times, pairs, top_k, sequence)
 
 
 def sequence_logps(model: Any, ids: Tensor, wanted: int, packed: bool) -> Tensor:

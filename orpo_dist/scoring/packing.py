@@ -54,8 +54,8 @@ class PackedBatch(Parcel):
     varlen: where the sequences lie for a variable-length kernel, where one is to be used.
     rows: the same answers as rows, for layers that need them. sides: who shares a rope, where ropes
     change with the length and not all are on one side. routed: whose tokens they are, where experts
-    are to be balanced. hardware: what computes its scores. sequence: who has the other tokens; T and
-    S are then of this rank's part, and places are within it, while segments and varlen are of all.
+    are to be balanced. hardware: what computes its scores. sequence: who has the other
+    tokens; T and S are then of this rank's part, places within it, segments and varlen of all.
     """
 
     input_ids: Tensor
@@ -134,6 +134,7 @@ def pack_pairs(
         sides=sides_of(turned, tensors),
         routed=Routed(*(tensors[name] for name in whose)) if routed else None,
         hardware=hardware,
+        sequence=WHOLE,
     )
 
 

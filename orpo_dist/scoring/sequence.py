@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def shares(queries: int, keys: int, size: int) -> list[Heads]:
     ends = [rank * queries // size for rank in range(size + 1)]
     return [
         Heads(slice(a, b), slice(a // group, -(-b // group) if b > a else a // group))
-        for a, b in zip(ends, ends[1:], strict=False)
+        for a, b in pairwise(ends)
     ]
 
 
@@ -91,13 +92,14 @@ def _to_heads(
         for one in held
     ]
     mine, tokens = held[here.rank], query.shape[2]
-    sizes = [
-        (heads.stop - heads.start, x.shape[3]) for x, heads in _parts(mine, query, key, value)
-    ]
+    sizes = [(heads.stop - heads.start, x.shape[3]) for x, heads in _parts(mine, query, key, value)]
     numbers = [heads * tokens * width for heads, width in sizes]
     taken = _exchange(here, torch.cat(given), [len(x) for x in given], [sum(numbers)] * here.size)
     return [
-        part.reshape(here.size, heads, tokens, width).transpose(0, 1).flatten(1, 2)[None].to(x.dtype)
+        part.reshape(here.size, heads, tokens, width)
+        .transpose(0, 1)
+        .flatten(1, 2)[None]
+        .to(x.dtype)
         for part, (heads, width), x in zip(
             taken.view(here.size, -1).split(numbers, 1), sizes, (query, key, value), strict=True
         )
@@ -111,7 +113,7 @@ def _parts(
 
 
 def _to_tokens(here: SequenceGroup, held: list[Heads], output: Tensor) -> Tensor:
-    """This rank's heads of all tokens, (1, T, heads, E) -> all heads of its tokens, (1, L, H, E)."""
+    """This rank's heads of all tokens, (1, T, heads, E) -> all of its tokens, (1, L, H, E)."""
     _, tokens, heads, width = output.shape
     tokens //= here.size
     given = [tokens * heads * width] * here.size

@@ -1,4 +1,4 @@
-"""A scorer whose sequences several ranks share: what cannot be shared is refused, the rest proved."""
+"""A scorer whose sequences several ranks share: refused where that cannot be, else proved."""
 
 from __future__ import annotations
 

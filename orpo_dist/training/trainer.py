@@ -89,7 +89,7 @@ class ORPOTrainer(MeasuringTrainer):
         keep_used_template(self.encoder, train_pairs, eval_pairs)
         longest = train_pairs if train_pairs is not None else eval_pairs
         config = shared_by(config, settled.model_config, longest, self.runtime)
-        self.mesh = mesh_of(self.runtime, int(config.sequence_parallel))
+        self.mesh = mesh_of(self.runtime, config.ranks_per_sequence)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
         policy = make_policy(model, config, peft_config)
@@ -192,8 +192,8 @@ class ORPOTrainer(MeasuringTrainer):
     def compute_objective(self, scores: PairScores, step: LoadedStep) -> tuple[Tensor, StepMetrics]:
         """This micro-batch's share of the step's loss, and its sums; override for another.
 
-        scores: what the model says about the pairs of the micro-batch; every sum is multiplied by
-        their weight, which is below 1 where several ranks share a sequence. step: ``total_pairs`` and
+        scores: what the model says about the pairs of the micro-batch; their weight multiplies
+        every sum, and is below 1 where several ranks share a sequence. step: ``total_pairs`` and
         ``total_nll_tokens`` count the whole step (or the whole evaluation) over all ranks; divide
         by them, and the loss does not depend on how the step was cut. ``step.orpo_alpha`` is the
         alpha in force: that of this step, and in evaluations that of the run's end, so that they

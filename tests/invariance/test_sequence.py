@@ -40,9 +40,9 @@ def reference(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def assert_same(mine: Path, theirs: Path, bound: float = RELATIVE) -> None:
     for metric in METRICS:
-        assert curve(mine, metric) == pytest.approx(
-            curve(theirs, metric), rel=bound, abs=1e-6
-        ), metric
+        assert curve(mine, metric) == pytest.approx(curve(theirs, metric), rel=bound, abs=1e-6), (
+            metric
+        )
     found, expected = (load_file(folder / "model.safetensors") for folder in (mine, theirs))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -121,12 +121,15 @@ def test_a_run_goes_on_with_other_groups(
         (2, ["--sequence-parallel", "3"],
          "sequence_parallel 3: 2 processes cannot be cut into groups of 3; use 2"),
         (2, ["--sequence-parallel", "2", "--attention", "padded"],
-         "sequence_parallel 2 shares packed sequences, which attention padded has none of"),
-        (2, ["--sequence-parallel", "0"], "sequence_parallel: must be auto or a number of processes"),
+         "sequence_parallel 2 shares packed sequences, of which attention padded has none"),
+        (2, ["--sequence-parallel", "0"],
+         "sequence_parallel: must be auto or a number of processes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shared_is_refused(
     processes: int, flags: list[str], said: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    code, _, errors = finish(start([*on("ddp", processes), *words(tiny_model_dir, tmp_path, *flags)]))
+    code, _, errors = finish(
+        start([*on("ddp", processes), *words(tiny_model_dir, tmp_path, *flags)])
+    )
     assert code == 2 and said in errors and "Traceback" not in errors, errors

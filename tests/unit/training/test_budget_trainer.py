@@ -136,8 +136,10 @@ def test_sharded_engines_take_the_plans_arithmetic(
     config = ORPOConfig(batch_size=4, gradient_accumulation=8)
     found = []
     for memory in (1.0, 1.7, 80.0):
-        monkeypatch.setattr(planned, "_machine", lambda *_, m=memory: Machine(2, m, per_machine=2))
+        monkeypatch.setattr(
+            planned, "machine_of", lambda *_, m=memory: Machine(2, m, per_machine=2)
+        )
         here = Runtime(engine=Engine("zero3"))
-        found.append(planned.planned_budget(tiny_model, config, plan, here, torch.device("cpu")))
+        found.append(planned.planned_budget(tiny_model, config, plan, here))
     assert found[0] == 200 and found[2] == 32 * 200  # one pair at least; at most a rank's step
     assert found == sorted(found)
