@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 from orpo_dist.engines.mesh import SequenceGroup
 
@@ -124,8 +123,22 @@ def _to_tokens(here: SequenceGroup, held: list[Heads], output: Tensor) -> Tensor
 
 def _exchange(here: SequenceGroup, flat: Tensor, given: list[int], taken: list[int]) -> Tensor:
     """Pieces of ``given`` sizes, one for each rank -> the pieces that they have for this one."""
-    output = flat.new_empty(sum(taken))
-    return all_to_all_single(output, flat.contiguous(), taken, given, group=here.group)
+    return _Exchange.apply(flat, here, given, taken)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, flat: Tensor, here: SequenceGroup, given: list[int], taken: list[int]
+    ) -> Tensor:
+        ctx.back = here, taken, given
+        output = flat.new_empty(sum(taken))
+        dist.all_to_all_single(output, flat.contiguous(), taken, given, group=here.group)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Exchange.apply(grad, *ctx.back), None, None, None
 
 
 def sum_over(here: SequenceGroup, values: Tensor) -> Tensor:
