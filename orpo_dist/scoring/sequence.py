@@ -86,14 +86,13 @@ def _to_heads(
     here: SequenceGroup, held: list[Heads], query: Tensor, key: Tensor, value: Tensor
 ) -> list[Tensor]:
     """All heads of some tokens -> this rank's heads of all tokens; in one exchange."""
-    given = [
-        torch.cat([x[0, heads].flatten() for x, heads in _parts(one, query, key, value)])
-        for one in held
-    ]
-    mine, tokens = held[here.rank], query.shape[2]
-    sizes = [(heads.stop - heads.start, x.shape[3]) for x, heads in _parts(mine, query, key, value)]
+    parts = [[x[0, heads] for x, heads in _parts(one, query, key, value)] for one in held]
+    given = [sum(part.numel() for part in of_rank) for of_rank in parts]
+    sizes = [(part.shape[0], part.shape[2]) for part in parts[here.rank]]
+    tokens = query.shape[2]
     numbers = [heads * tokens * width for heads, width in sizes]
-    taken = _exchange(here, torch.cat(given), [len(x) for x in given], [sum(numbers)] * here.size)
+    flat = torch.cat([part.flatten() for of_rank in parts for part in of_rank])
+    taken = _exchange(here, flat, given, [sum(numbers)] * here.size)
     return [
         part.reshape(here.size, heads, tokens, width)
         .transpose(0, 1)

@@ -96,8 +96,8 @@ def main(out: str, *names: str) -> None:
             found[name] = differences(name, here)
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
-    if here.is_main:
-        Path(out).write_text(json.dumps(found), encoding="utf-8")
+        if here.is_main:
+            Path(out).write_text(json.dumps(found), encoding="utf-8")
     runtime.leave()
 
 
