@@ -158,15 +158,17 @@ def test_every_value_of_the_space_is_checked_as_train_would(
             "optimizer": {"choice": ["adamw_torch", "adam_wtorch", "adamw_troch"]},
             "scheduler": {"choice": ["cosine", "cosin"], "when": {"peft": True}},
             "peft": {"choice": [True, False]},
+            "sequence_parallel": {"choice": [1, 3]},
             "lr": {"loguniform": [1e-6, 1e-4]},
         },
-        "num_samples": 1,
+        "num_samples": 1, "workers_per_trial": 2, "engine": "ddp",
     }))  # fmt: skip
     assert main(["sweep", str(file), *flags, "--project-name", str(tmp_path / "p")]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     for told in ("base: log 'nowhere'", "space: optimizer 'adam_wtorch': is not one of",
-                 "space: optimizer 'adamw_troch'", "space: scheduler 'cosin'"):  # fmt: skip
+                 "space: optimizer 'adamw_troch'", "space: scheduler 'cosin'",
+                 "space: sequence_parallel 3: 2 processes cannot be cut"):  # fmt: skip
         assert told in said.err
     assert "'adamw_torch'" not in said.err and "'cosine'" not in said.err
     assert not (tmp_path / "p").exists()

@@ -47,7 +47,8 @@ def refuse_unknown(sweep: SweepConfig) -> None:
     for where, setting in tried:
         said: list[str] = []
         with noted(said):
-            resolve(ORPOConfig().model_copy(update=setting), has_eval=True)
+            config = ORPOConfig().model_copy(update=setting)
+            resolve(config, has_eval=True, world_size=sweep.workers_per_trial)
         found += [f"{where}: {sentence}" for sentence in said]
     refuse(found)
 

@@ -22,8 +22,11 @@ SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt", "pb2", "bohb")
 SEARCHERS = ("grid", "random", "optuna", "bohb")
 POPULATION = ("pbt", "pb2")  # change the settings of a trial while it runs
 CHANGEABLE = ("lr", "weight_decay", "orpo_alpha", "max_grad_norm")  # from a checkpoint on
-# Settings whose values are names that other libraries have, known where a run starts.
-NAMES = ("optimizer", "scheduler", "log", "metric_for_best_model", "trainer_args")
+# Settings whose values are names that other libraries have, or fit the processes or not: known
+# where a run starts.
+NAMES = (
+    "optimizer", "scheduler", "log", "metric_for_best_model", "trainer_args", "sequence_parallel",
+)  # fmt: skip
 PAUSING = (*POPULATION, "hyperband", "bohb")  # stop trials and go on with them later
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

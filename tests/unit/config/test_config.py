@@ -69,6 +69,7 @@ DOCUMENTED = {
     "mixed_precision": None,
     "attention": "auto",
     "max_tokens_per_microbatch": "auto",
+    "sequence_parallel": 1,
     "gradient_checkpointing": False,
     "quantization": None,
     "peft": False,
