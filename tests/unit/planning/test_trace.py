@@ -78,7 +78,7 @@ def test_one_more_layer_costs_what_the_third_does() -> None:
             estimator = Estimator(hf_config, config, Machine(8, 80), (40, 30, 20))
             whole = micro_batch_bytes(
                 hf_config, config, Method(), precision, [(40, 30, 20)] * 4,
-                checkpointing=checkpointing,
+                checkpointing=checkpointing, gpu=80 * 2**30,
             )  # fmt: skip
             found = estimator.activations(Method(), False, checkpointing, 4)
             assert found == pytest.approx(max(whole), rel=0.02)
