@@ -21,7 +21,7 @@ WARPS = 8
 
 
 @triton.jit
-def _capped(x: Any, CAP: tl.constexpr) -> Any:
+def _capped(x, CAP: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton
     """CAP * tanh(x / CAP). Near 0 the quotient of exponentials would lose digits."""
     z = x / CAP
     square = z * z
@@ -32,17 +32,17 @@ def _capped(x: Any, CAP: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _steepness(x: Any, CAP: tl.constexpr) -> Any:
+def _steepness(x, CAP: tl.constexpr):  # type: ignore[no-untyped-def]
     """The derivative of ``_capped``: 1 - tanh^2, without the difference."""
     small = tl.exp(-2 * tl.abs(x / CAP))
     return 4 * small / ((1 + small) * (1 + small))
 
 
 @triton.jit
-def forward_kernel(
-    logits: Any, stride: Any, targets: Any, logps: Any, sums: Any,
+def forward_kernel(  # type: ignore[no-untyped-def]
+    logits, stride, targets, logps, sums,
     V: tl.constexpr, SCALE: tl.constexpr, CAP: tl.constexpr, SIZE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One row a program. CAP 0: none. sums: (S, 2), see ``forward``."""
     row = tl.program_id(0).to(tl.int64)  # S x V may be more than 2^31
     logits += row * stride
@@ -68,10 +68,10 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
-    logits: Any, stride: Any, targets: Any, sums: Any, grad: Any,
+def backward_kernel(  # type: ignore[no-untyped-def]
+    logits, stride, targets, sums, grad,
     V: tl.constexpr, SCALE: tl.constexpr, CAP: tl.constexpr, SIZE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """A block of one row a program: read, and overwritten with the gradient."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * SIZE + tl.arange(0, SIZE)

@@ -21,10 +21,10 @@ logger = logging.getLogger("orpo_dist")
 
 # Spreads of the logits of a row: next to uniform, as a model has them, and next to certain.
 SPREADS = (0.01, 1.0, 1.0, 2.0, 4.0, 8.0, 30.0)
-# Relative. fp32 makes 2e-7, the fast exponentials and quotients of a GPU times a cap of 30 up to
-# 1e-5, and whatever is wrong 1e-2.
+# Relative, beside what rounding to the precision of the logits costs. fp32 makes 2e-7, the fast
+# exponentials and quotients of a GPU times a cap of 30 up to 1e-5, and whatever is wrong 1e-2.
 LIMIT = 1e-4
-SMALL = 1e-5  # what smaller gradients count as, where each row's own is about 1
+ABSOLUTE = 1e-6  # of gradients of rows whose own is about 1: the digits that 1 - p loses
 
 
 @functools.cache
@@ -70,9 +70,10 @@ def differs(
         (slope,) = torch.autograd.grad(expected, exact, grad.double())
         logps, sums = hardware.head_logps(logits, targets, finish)
         hardware.head_gradient(logits, targets, sums, grad, finish)
-    forward = _apart(logps, expected.detach(), 1.0)
-    backward = _apart(logits, slope, max(SMALL, torch.finfo(dtype).smallest_normal))
-    if forward <= LIMIT and backward <= torch.finfo(dtype).eps + LIMIT:
+        most = torch.finfo(dtype).eps + LIMIT
+        forward = _apart(logps, expected, 1.0)
+        backward = _apart(logits, slope, ABSOLUTE / most)
+    if forward <= LIMIT and backward <= most:
         return None, forward, backward
     reason = f"computes something else here: log-probs {forward:.1e} apart"
     return f"{reason}, gradients {backward:.1e}", forward, backward
@@ -95,10 +96,7 @@ def _unsaved() -> torch.autograd.graph.saved_tensors_hooks:
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
-def _apart(found: Tensor, expected: Tensor, least: float) -> float:
-    """The largest difference, relative to what is expected; a number that is none is infinite.
-
-    least: what smaller values count as.
-    """
-    apart = (found.double() - expected).abs() / expected.abs().clamp(min=least)
+def _apart(found: Tensor, expected: Tensor, more: float) -> float:
+    """The largest difference, relative to what is expected and ``more``; infinite where none is."""
+    apart = (found.double() - expected).abs() / (expected.abs() + more)
     return apart.nan_to_num(nan=torch.inf).max().item()
