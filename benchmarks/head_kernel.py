@@ -65,13 +65,15 @@ def resources(made: Any) -> dict[str, int]:
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
     said = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", told)}
-    # Targets are read in 8 bytes, all else but the logits in 4.
-    read = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.[bfu](16|32)\b", made.asm["ptx"])
+    read: dict[int, int] = {}  # a width in bytes -> bytes that are read by it; most are logits
+    for count, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.[bfu](\d+)", made.asm["ptx"]):
+        width = int(count or 1) * int(bits) // 8
+        read[width] = read.get(width, 0) + width
     return {
         "registers": said["REG"],
         "shared": said["SHARED"] + made.metadata.shared,
         "spilled": said["LOCAL"] + said["STACK"],
-        "loads": max(int(count or 1) * int(bits) // 8 for count, bits in read),
+        "loads": max(read, key=lambda width: read[width]),
         "bytes": len(made.asm["cubin"]),
     }
 

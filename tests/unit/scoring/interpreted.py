@@ -32,7 +32,7 @@ FINISHES = {
 # Rows, words, spread of the logits. Blocks hold 4096 words.
 SMALL = ((1, 5, 1.0), (7, 1000, 4.0), (2, 5003, 2.0))
 LARGE = (
-    (256, 5, 1.0), (300, 1000, 2.0), (7, 32_000, 2.0), (2, 131_072, 2.0), (2, 262_149, 20.0),
+    (256, 5, 1.0), (300, 1000, 2.0), (7, 32_000, 2.0), (2, 131_072, 2.0), (2, 262_149, 4.0),
 )  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
