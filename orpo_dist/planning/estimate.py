@@ -142,7 +142,7 @@ class Estimator:
                 layers=layers,
                 engine_casts=casts,
                 checkpointing=checkpointing,
-                gpu=self.machine.gpu,
+                gpu=round(self.machine.memory * GIB) if self.machine.gpu else None,
             )
 
         try:

@@ -20,7 +20,8 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.models.kinds import refuse_checkpointing
 from orpo_dist.planning.skeleton import HALF, Method, build
 from orpo_dist.scoring import packed_forward
-from orpo_dist.scoring.hardware import HERE, MAX_HEAD_DIM, Hardware
+from orpo_dist.scoring.finish import Finish
+from orpo_dist.scoring.hardware import FUSED, HERE, MAX_HEAD_DIM, Hardware
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.scorer import Scorer, adopt_scorer
 from orpo_dist.upstream import check
@@ -61,12 +62,13 @@ def micro_batch_bytes(
     layers: int | None = None,
     engine_casts: bool = False,
     checkpointing: bool = False,
-    gpu: bool = True,
+    *,
+    gpu: int | None,
 ) -> tuple[int, int]:
     """Peak bytes of one micro-batch's forward and backward pass, weights and gradients left out.
 
     pairs: the lengths of its pairs. layers: of the model to run; default all. gpu: compute as on a
-    GPU. The rest as in ``skeleton.build``.
+    GPU with so many bytes; None: as on a CPU. The rest as in ``skeleton.build``.
     """
     check("hf_models", "torch")
     model = build(hf_config, config, method, precision, layers, engine_casts)
@@ -76,8 +78,9 @@ def micro_batch_bytes(
         _off_meta(model)
         core = packed_forward.causal_model(model)
         packs = config.attention != "padded" and packed_forward.why_not_packed(core) is None
-        kernel, rows = gpu and precision != "none", packs and packed_forward.needs_rows(core)
-        hardware = PlannedGpu() if gpu else HERE
+        kernel = gpu is not None and precision != "none"
+        rows = packs and packed_forward.needs_rows(core)
+        hardware = HERE if gpu is None else PlannedGpu(gpu)
         planned = Scorer(packs, config.nll_scope, varlen=kernel, rows=rows, hardware=hardware)
         scorer = adopt_scorer(model, planned)
         batch = scorer.collate([_pair(lengths) for lengths in pairs])
@@ -135,7 +138,28 @@ def _checkpoint(model: Any) -> None:
 
 class PlannedGpu(Hardware):
     """A GPU, while the tensors are those of a CPU, so that this works in every build of torch:
-    log-probs of a whole chunk at a time, and attention in one kernel call."""
+    log-probs of a whole chunk at a time in one kernel call, and attention in one.
+
+    size: bytes of its memory.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def memory(self, device: torch.device) -> int:
+        return self.size
+
+    def fuses_head(
+        self, device: torch.device, dtype: torch.dtype, vocabulary: int, finish: Finish
+    ) -> bool:
+        return dtype in FUSED
+
+    def head_logps(self, logits: Tensor, targets: Tensor, finish: Finish) -> tuple[Tensor, Tensor]:
+        rows = logits.new_empty(len(logits), dtype=torch.float32)
+        return rows, rows.new_empty(len(logits), 2)
+
+    def head_gradient(self, *_: Any) -> None:
+        """In place."""
 
     def block_rows(self, logits: Tensor) -> int:
         return len(logits)

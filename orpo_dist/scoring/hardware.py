@@ -12,23 +12,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orpo_dist.scoring.finish import Finish
 from orpo_dist.upstream.kernels import varlen_backward
 
 MAX_HEAD_DIM = 256  # of flash attention
 BLOCK_BYTES = 2**22  # logits that a CPU turns into log-probs at a time: 4 MiB, to stay in its cache
+FUSED = (torch.float32, torch.bfloat16, torch.float16)  # logits that the head's kernel takes
 
 
 class Hardware:
     """The device that tensors lie on."""
 
+    def memory(self, device: torch.device) -> int | None:
+        """Bytes of a GPU, whoever uses them now; None: not a GPU whose memory is known."""
+        if device.type != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(device).total_memory)
+
+    def fuses_head(
+        self, device: torch.device, dtype: torch.dtype, vocabulary: int, finish: Finish
+    ) -> bool:
+        """Whether one kernel serves logits like these; it has then been proved on this device."""
+        if device.type != "cuda" or dtype not in FUSED:
+            return False
+        from orpo_dist.scoring.head_proof import proved
+
+        return proved(device, dtype, vocabulary, finish)
+
+    def head_logps(self, logits: Tensor, targets: Tensor, finish: Finish) -> tuple[Tensor, Tensor]:
+        """Log-probs (S,) of logits (S, V) by the kernel, and the sums that their gradient needs."""
+        from orpo_dist.scoring import head_kernel
+
+        return head_kernel.forward(logits, targets, finish)
+
+    def head_gradient(
+        self, logits: Tensor, targets: Tensor, sums: Tensor, grad: Tensor, finish: Finish
+    ) -> None:
+        """Overwrite logits with the gradient of such log-probs, given theirs, (S,)."""
+        from orpo_dist.scoring import head_kernel
+
+        head_kernel.backward(logits, targets, sums, grad, finish)
+
     def block_rows(self, logits: Tensor) -> int:
-        """How many rows of logits (S, V) become log-probs at a time."""
+        """How many rows of logits (S, V) become log-probs at a time, where no kernel does it."""
         if logits.device.type != "cpu":
             return len(logits)
         return max(1, BLOCK_BYTES // (4 * logits.shape[1]))
 
     def kernel_dtype(self, query: Tensor) -> torch.dtype:
-        """What the attention kernel will compute in: autocast's precision, or the tensors' own."""
+        """What kernels will compute in: autocast's precision, or the tensors' own."""
         if query.is_cuda and torch.is_autocast_enabled("cuda"):
             return torch.get_autocast_dtype("cuda")
         return query.dtype

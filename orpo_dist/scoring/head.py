@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from orpo_dist.scoring.finish import Finish
 from orpo_dist.scoring.hardware import HERE, Hardware
 
-LOGITS_BYTES = 2**28  # fp32 logits that may exist at once: 256 MiB
 FORMER = "orpo_former"  # attribute of a taught forward: what stood in its place
+LOGITS_BYTES = 2**28  # fp32 logits that may exist at once on a CPU: 256 MiB
 MIN_CHUNK = 128  # tokens; smaller chunks would leave the hardware idle
+
+# On a GPU: what the logits of a chunk may take with all that is made of them, as a share of its
+# memory within bounds, and the tokens of which a chunk has a multiple: whole tiles of a product.
+LOGITS_SHARE, LEAST_LOGITS, MOST_LOGITS = 1 / 64, 2**27, 2**31
+GPU_ROWS = 256
 
 
 def teach_targets(core: Any) -> None:
@@ -44,12 +50,15 @@ def teach_targets(core: Any) -> None:
         plain = former or functools.partial(type(self).forward, self)
         if orpo_targets is None:
             return plain(hidden, *args, **kwargs)
-        size = chunk_tokens(config.vocab_size)
+        words, finish = config.vocab_size, Finish.of(config)
+        dtype, memory = orpo_hardware.kernel_dtype(hidden), orpo_hardware.memory(hidden.device)
+        fused = orpo_hardware.fuses_head(hidden.device, dtype, words, finish)
+        size = chunk_tokens(words, memory, logit_bytes(dtype, fused))
 
-        def project(some: Tensor) -> Tensor:
-            return _finished(config, plain(some))
+        def score(some: Tensor, wanted: Tensor) -> Tensor:
+            return target_logps(plain(some), wanted, finish, orpo_hardware)
 
-        return _logps(project, size, hidden, orpo_targets, orpo_hardware)
+        return _in_chunks(score, size, hidden, orpo_targets)
 
     setattr(forward, FORMER, former)
     head.forward = types.MethodType(forward, head)
@@ -73,21 +82,27 @@ def token_logps(core: Any, hidden: Tensor, targets: Tensor, hardware: Hardware =
     return core.get_output_embeddings()(hidden, orpo_targets=targets, orpo_hardware=hardware)
 
 
-def chunk_tokens(vocabulary: int) -> int:
-    """Tokens that are projected at a time."""
-    return max(MIN_CHUNK, LOGITS_BYTES // (4 * vocabulary))
+def chunk_tokens(vocabulary: int, memory: int | None = None, logit: int = 4) -> int:
+    """Tokens that are projected at a time.
+
+    memory: bytes of the GPU, all of them, so that every call gives the same; None on a CPU. logit:
+    bytes that each logit takes on a GPU (``logit_bytes``).
+    """
+    if memory is None:
+        return max(MIN_CHUNK, LOGITS_BYTES // (4 * vocabulary))
+    most = min(max(int(LOGITS_SHARE * memory), LEAST_LOGITS), MOST_LOGITS)
+    return max(GPU_ROWS, most // (logit * vocabulary) // GPU_ROWS * GPU_ROWS)
 
 
-def _logps(
-    project: Callable[[Tensor], Tensor],
-    size: int,
-    hidden: Tensor,
-    targets: Tensor,
-    hardware: Hardware,
+def logit_bytes(dtype: torch.dtype, fused: bool) -> int:
+    """What a logit takes while it becomes a log-prob: itself, and without the kernel two in fp32,
+    its copy and its exponential."""
+    return dtype.itemsize + (0 if fused else 2 * 4)
+
+
+def _in_chunks(
+    score: Callable[[Tensor, Tensor], Tensor], size: int, hidden: Tensor, targets: Tensor
 ) -> Tensor:
-    def score(some: Tensor, wanted: Tensor) -> Tensor:
-        return _TargetLogps.apply(project(some), wanted, hardware)
-
     if len(targets) <= size:
         return score(hidden, targets)
     parts = [
@@ -95,6 +110,43 @@ def _logps(
         for some, wanted in zip(hidden.split(size), targets.split(size), strict=True)
     ]
     return torch.cat(parts)
+
+
+def target_logps(
+    logits: Tensor, targets: Tensor, finish: Finish, hardware: Hardware = HERE
+) -> Tensor:
+    """log p(target), (S,) in fp32 or better, from a head's logits (S, V), which it uses up."""
+    if hardware.fuses_head(logits.device, logits.dtype, logits.shape[1], finish):
+        return _FusedLogps.apply(logits, targets, finish, hardware)
+    return plain_logps(logits, targets, finish, hardware)
+
+
+def plain_logps(logits: Tensor, targets: Tensor, finish: Finish, hardware: Hardware) -> Tensor:
+    """The same in torch's own operations, on any device."""
+    return _TargetLogps.apply(finish(logits), targets, hardware)
+
+
+class _FusedLogps(torch.autograd.Function):
+    """The same as ``_TargetLogps`` of finished logits, in one kernel forward and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, finish: Finish, hardware: Hardware
+    ) -> Tensor:
+        if logits.stride(1) != 1:
+            logits = logits.contiguous()
+        logps, sums = hardware.head_logps(logits, targets, finish)
+        ctx.save_for_backward(logits, targets, sums)
+        ctx.how = finish, hardware
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, sums = ctx.saved_tensors  # a second backward raises here
+        finish, hardware = ctx.how
+        hardware.head_gradient(logits, targets, sums, grad.contiguous(), finish)
+        torch.autograd.graph.increment_version(logits)  # autograd does not see what kernels write
+        return logits, None, None, None
 
 
 class _TargetLogps(torch.autograd.Function):
@@ -130,14 +182,3 @@ class _TargetLogps(torch.autograd.Function):
 def _blocks(logits: Tensor, hardware: Hardware) -> list[slice]:
     size = hardware.block_rows(logits)
     return [slice(at, at + size) for at in range(0, len(logits), size)]
-
-
-def _finished(config: Any, logits: Tensor) -> Tensor:
-    """What some families do after the head: Cohere and Granite scale, Gemma caps softly."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scale := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits

@@ -17,6 +17,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.mesh import WHOLE, SequenceGroup
 from orpo_dist.engines.runtime import Runtime, gathered_while_used
 from orpo_dist.scoring import proof
+from orpo_dist.scoring.finish import Finish
 from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import Unpackable
 from orpo_dist.scoring.miniature import in_fp32, is_small, miniature
@@ -38,6 +39,8 @@ from orpo_dist.upstream.hf_models import attention_of
 logger = logging.getLogger("orpo_dist")
 
 Batch = PackedBatch | PaddedBatch
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # How torch says that an operation met two precisions.
 MIXED_UP = re.compile(
@@ -116,13 +119,14 @@ def make_scorer(
     nll_scope: str = "completion",
     pad_id: int = 0,
     device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Scorer:
     """The scorer for a model: ``attention`` is packed, padded or auto.
 
     auto takes the packed path if the model's architecture proves, in fp32, that every answer scores
     as it would alone; some accept packed input and are silently wrong. Where it cannot, a warning
     says what the padded path costs. device: where the model will run, if that is not where its
-    weights are.
+    weights are; dtype: in which precision, if that is not theirs.
     Raises ``UserError`` if packed is asked for and the model cannot, and for a model that neither
     path scores as it would score one answer alone.
     """
@@ -137,6 +141,7 @@ def make_scorer(
         reason = why_not_packed(core) or _unproved(model)
     if reason is None:
         varlen = _takes_varlen(core, device)
+        _prove_head(core, device, dtype)
         return Scorer(True, nll_scope, pad_id, varlen, needs_rows(core), changes)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
@@ -188,7 +193,8 @@ def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime
     def make() -> Scorer:
         pad_id = tokenizer.pad_token_id or 0
         device = torch.device("cuda") if torch.cuda.is_available() else None
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device)
+        dtype = HALVES.get(config.mixed_precision or "")
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, dtype)
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
@@ -217,6 +223,17 @@ def _takes_varlen(core: Any, device: torch.device | None) -> bool:
             "attention: packed, but pair by pair and slower, because the varlen kernel %s", reason
         )
     return reason is None
+
+
+def _prove_head(core: Any, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """Let it be said at start, and not in the first step, how the head will be computed."""
+    weight, config = core.get_output_embeddings().weight, core.config.get_text_config()
+    device = device or weight.device
+    if device.type == "cuda":
+        device = torch.device(
+            "cuda", torch.cuda.current_device() if device.index is None else device.index
+        )
+        HERE.fuses_head(device, dtype or weight.dtype, config.vocab_size, Finish.of(config))
 
 
 def kernel_differs(core: Any, device: torch.device) -> str | None:

@@ -33,7 +33,15 @@ OPERATIONS_PER_LAYER = {
     "qwen2": 162,
     "gemma3": 255,
 }
-OPERATIONS_OUTSIDE_LAYERS = {"full": 161, "lora": 127, "full, head in chunks": 275}
+OPERATIONS_OUTSIDE_LAYERS = {
+    "full": 151,
+    "lora": 117,
+    "full, head in chunks": 205,
+    "full, plain head": 161,
+    "full, plain head in chunks": 275,
+    "gemma2": 126,
+    "gemma2, plain head": 142,
+}
 WAITS = {"full, several tasks": 1}  # everywhere else none
 
 

@@ -25,6 +25,8 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.planning.skeleton import Method, build
 from orpo_dist.planning.trace import _checkpoint, _off_meta
 from orpo_dist.scoring import parcel
+from orpo_dist.scoring.finish import Finish
+from orpo_dist.scoring.hardware import Hardware
 from orpo_dist.scoring.metrics import RunningMeans, step_means
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.scorer import Scorer, adopt_scorer
@@ -51,12 +53,40 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "full, several tasks": {"categories": ("a", "b")},
     "full, half weights": {"half": True},
+    "full, plain head": {"fused": False},
+    "full, plain head in chunks": {
+        "fused": False, "pairs": 16, "shape": {"vocab_size": 131_072},
+    },
+    "gemma2, plain head": {"model": "gemma2", "fused": False},
     "lora": {"lora": True},
     "lora, 16 pairs": {"lora": True, "pairs": 16},
     "lora, checkpointing": {"lora": True, "checkpointing": True},
     "lora, head in chunks": {"lora": True, "pairs": 16, "shape": {"vocab_size": 131_072}},
     **{name: {"model": name} for name in MODELS if name != "llama"},
 }  # fmt: skip
+
+
+class FakeGpu(Hardware):
+    """A GPU of 8 GiB, so that a chunk has 512 tokens at 131,072 words. fused: by the head's kernel.
+
+    Triton cannot launch on tensors without data: one operation stands for each launch.
+    """
+
+    def __init__(self, fused: bool) -> None:
+        self.fused = fused
+
+    def memory(self, device: torch.device) -> int:
+        return 2**33 if self.fused else 5 * 2**33  # a plain head takes five times as much a logit
+
+    def fuses_head(self, *_: Any) -> bool:
+        return self.fused
+
+    def head_logps(self, logits: Any, targets: Any, finish: Finish) -> tuple[Any, Any]:
+        sums = logits.new_empty(len(logits), 2, dtype=torch.float32)
+        return logits.new_zeros(len(logits), dtype=torch.float32), sums
+
+    def head_gradient(self, logits: Any, *_: Any) -> None:
+        logits.zero_()
 
 
 def policy(model: str, layers: int, lora: bool, half: bool, shape: dict[str, Any]) -> Any:
@@ -80,11 +110,12 @@ def micro_batch(
     checkpointing: bool = False,
     categories: tuple[str, ...] = (),
     packed: bool = True,
+    fused: bool = True,
     shape: dict[str, Any] | None = None,
 ) -> DeviceLog:
     """Collate, send, forward, loss, backward, metrics: what ``ORPOTrainer`` does a micro-batch."""
     batch_of = [Pair(*([7] * length for length in (60, 70, 80))) for _ in range(pairs)]
-    scorer = Scorer(packed, varlen=packed)
+    scorer = Scorer(packed, varlen=packed, hardware=FakeGpu(fused))
     batch, ids = scorer.collate(batch_of), torch.zeros(pairs, dtype=torch.long)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made = policy(model, layers, lora, half, shape or {})

@@ -78,7 +78,42 @@ def test_one_more_layer_costs_what_the_third_does() -> None:
             estimator = Estimator(hf_config, config, Machine(8, 80), (40, 30, 20))
             whole = micro_batch_bytes(
                 hf_config, config, Method(), precision, [(40, 30, 20)] * 4,
-                checkpointing=checkpointing,
+                checkpointing=checkpointing, gpu=80 * 2**30,
             )  # fmt: skip
             found = estimator.activations(Method(), False, checkpointing, 4)
             assert found == pytest.approx(max(whole), rel=0.02)
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_the_head_on_a_gpu_is_planned_as_it_runs_there(
+    cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernel, in chunks by the card's memory; without it with copies of each chunk."""
+    from transformers import Gemma2Config
+
+    from orpo_dist.planning.trace import PlannedGpu, micro_batch_bytes
+    from orpo_dist.scoring.head import chunk_tokens
+
+    hf_config = Gemma2Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, vocab_size=262_144, final_logit_softcapping=cap,
+    )  # fmt: skip
+    config, lengths = ORPOConfig(), [(10, 400, 400)] * 2
+
+    def peak(card: int) -> float:
+        """Bytes in those of one chunk's bf16 logits, less what the chunks have nothing to do with.
+
+        Most of the rest are embeddings, cast: 262,144 words of 16 numbers, at 2 bytes.
+        """
+        found = micro_batch_bytes(hf_config, config, Method(), "bf16", lengths, gpu=card)
+        return max(found) / (2 * 262_144)
+
+    small, large = 16 * 2**30, 64 * 2**30
+    assert chunk_tokens(262_144, small, 2) == 512  # of 1,600
+    assert chunk_tokens(262_144, large, 2) == 2048
+    few, all_at_once = peak(small), peak(large)
+    assert all_at_once - few == pytest.approx(1600 - 512, rel=0.05)
+    assert few == pytest.approx(512, abs=120)  # the logits themselves, and nothing of their size
+    monkeypatch.setattr(PlannedGpu, "fuses_head", lambda *_: False)
+    monkeypatch.setattr("orpo_dist.scoring.head.logit_bytes", lambda *_: 2)  # the same chunks
+    assert peak(small) > 512 * (3 if cap is None else 5)
