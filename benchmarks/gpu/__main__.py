@@ -30,6 +30,7 @@ TOTAL = 600  # seconds, with the start of the last process
 # Name, the function that gives its cases, and the seconds it may take. What matters most is first.
 CHECKS = {
     "kernel": ("kernel:cases", 60),
+    "head": ("head:cases", 60),
     "exactness": ("exactness:cases", 90),
     "training": ("training:cases", 120),
     "commands": ("commands:cases", 180),
