@@ -6,12 +6,22 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import DEMO
-from tests.launching import assert_engine, curve, finish, launched, run, start, training
+from tests.launching import (
+    assert_engine,
+    curve,
+    finish,
+    in_one_launch,
+    launched,
+    run,
+    start,
+    training,
+)
 
 RELATIVE = 1e-5
 SAVES = ["--save-strategy", "steps", "--save-steps", "5"]
@@ -133,3 +143,39 @@ def test_what_cannot_be_shared_is_refused(
         start([*on("ddp", processes), *words(tiny_model_dir, tmp_path, *flags)])
     )
     assert code == 2 and said in errors and "Traceback" not in errors, errors
+
+
+def test_whatever_a_run_asks_for_besides(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Adapters, loaders in processes, stages, margins under the base model, categories, prompts
+    that count: all as on one process."""
+    rows = [json.loads(line) for line in (DEMO / "train.jsonl").read_text("utf-8").splitlines()]
+    data = tmp_path / "pairs.jsonl"
+    tagged = [{**row, "category": "ab"[number % 2]} for number, row in enumerate(rows[:40])]
+    data.write_text("\n".join(map(json.dumps, tagged)), encoding="utf-8")
+    common = {
+        "model": str(tiny_model_dir), "data_path": str(data), "valid_data_path": str(data),
+        "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "global_batch_size": 8,
+        "batch_size": 2, "logging_steps": 1, "log": "none", "lr": 1e-3, "save_strategy": "no",
+    }  # fmt: skip
+    asked: dict[str, dict[str, Any]] = {
+        "adapter": {"peft": True, "trainer_args": {"dataloader_num_workers": 1}, "lr": 1e-2},
+        "prompts": {"nll_scope": "prompt_and_completion", "orpo_alpha_schedule": "linear"},
+        "stages": {"stages": [{"lr": 1e-3}, {"curriculum": "margin", "orpo_alpha": 0.5}]},
+    }
+    for preset, processes, size in (("single", 1, 1), ("ddp", 2, 2)):
+        jobs = [
+            {
+                **common,
+                **more,
+                "sequence_parallel": size,
+                "project_name": str(tmp_path / preset / n),
+            }
+            for n, more in asked.items()
+        ]
+        in_one_launch(preset, processes, jobs, tmp_path)
+    names = (*METRICS, "rewards/accuracies/a", "eval/logps/margins/b", "loss/sft/b")
+    for case in asked:
+        for metric in names:
+            found, expected = (curve(tmp_path / p / case, metric) for p in ("ddp", "single"))
+            assert expected, metric
+            assert found == pytest.approx(expected, rel=RELATIVE, abs=1e-6), (case, metric)

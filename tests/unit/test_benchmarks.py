@@ -93,3 +93,13 @@ def test_what_packing_saves_for_a_family_is_exact(family: str) -> None:
     model = small(family)
     assert apart(model, make_scorer(model, "packed"), lengths) < 1e-5
     assert share(np.tile([(10, 5, 5)], (8, 1)), 4096) == pytest.approx(20 / 30)
+
+
+def test_shared_sequences(tmp_path: Path) -> None:
+    rows = benchmark(
+        "sequence.py", tmp_path / "out.json", "--tokens", "700", "--width", "192", "--repeats", "1"
+    )
+    alone, shared = rows
+    assert (alone["processes"], shared["processes"]) == (1, 2)
+    assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert 0.4 < shared["bytes"] / alone["bytes"] < 0.8
