@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from orpo_dist.base.intervals import wilson_interval
+from orpo_dist.base.intervals import in_words, wilson_interval
 from orpo_dist.base.types import UserError
 from orpo_dist.compare.sheet import Sheet
-from orpo_dist.evaluation.paired import bootstrap_interval
+from orpo_dist.evaluation.paired import interval_of_mean
 
 CHOICES = ("left", "tie", "right")
 MARKS = (1, 5)
@@ -129,7 +129,7 @@ def _quality(ratings: Sequence[Ratings]) -> dict[str, Any] | None:
     if not used.any():
         return None
     a, b = (np.nanmean(np.where(both, marks, np.nan)[:, used], 0) for marks in (a, b))
-    low, high = bootstrap_interval(b - a)
+    low, high = interval_of_mean(b - a)
     return {
         "prompts": int(used.sum()),
         "a": float(a.mean()),
@@ -190,8 +190,8 @@ def format_tally(found: dict[str, Any]) -> str:
     if quality := found["quality"]:
         lines.append(
             f"quality: b {quality['b']:.2f}, a {quality['a']:.2f}; difference "
-            f"{quality['difference']:+.2f} ({quality['difference_low']:+.2f} to "
-            f"{quality['difference_high']:+.2f})"
+            f"{quality['difference']:+.2f} "
+            f"{in_words(quality['difference_low'], quality['difference_high'], '+.2f')}"
         )
     if agreement := found["agreement"]:
         alpha = agreement["krippendorff_alpha"]

@@ -115,7 +115,7 @@ def evaluate_models(
     template and attention stay each model's own. full_precision: as in ``load``; a model that
     another was trained from is loaded as that one. Returns ``models``, their results by name, and
     ``comparisons`` with exact McNemar p-values, adjusted for their number (``p_adjusted``, Holm),
-    and bootstrap intervals. A comparison that cannot be made holds only ``why_not``.
+    and intervals. A comparison that cannot be made holds only ``why_not``.
     """
     names = list(models)
     places = [locate(name) for name in names]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from orpo_dist.base.intervals import in_words
+
 HEAD = f"{'pairs':>7}{'accuracy':>10}{'95 % interval':>18}{'perplexity':>12}{'margin':>9}"
 
 
@@ -87,13 +89,17 @@ def comparison_sentence(entry: dict[str, Any], names: Any) -> str:
     adjusted = ""
     if entry["p_adjusted"] != entry["p_value"]:
         adjusted = f", {entry['p_adjusted']:.3g} for the number of comparisons"
+    accuracy, margin = (_with_interval(entry, name) for name in ("accuracy", "margin"))
     return (
-        f"{second} against {first}: accuracy {entry['accuracy_difference']:+.3f} "
-        f"({entry['accuracy_difference_low']:+.3f} to {entry['accuracy_difference_high']:+.3f}), "
+        f"{second} against {first}: {accuracy}, "
         f"right alone on {entry['only_second']} and {entry['only_first']} pairs, "
-        f"McNemar p = {entry['p_value']:.3g}{adjusted}; margin {entry['margin_difference']:+.3f} "
-        f"({entry['margin_difference_low']:+.3f} to {entry['margin_difference_high']:+.3f})"
+        f"McNemar p = {entry['p_value']:.3g}{adjusted}; {margin}"
     )
+
+
+def _with_interval(entry: dict[str, Any], name: str) -> str:
+    low, high = (entry[f"{name}_difference_{end}"] for end in ("low", "high"))
+    return f"{name} {entry[f'{name}_difference']:+.3f} {in_words(low, high, '+.3f')}"
 
 
 def format_tasks(found: dict[str, Any]) -> str:

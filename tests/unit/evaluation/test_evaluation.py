@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orpo_dist import UserError, evaluate_model, load
 from orpo_dist.cli import main
 from orpo_dist.evaluation import ScoreTable, evaluate_models
-from orpo_dist.evaluation.paired import bootstrap_interval, compare, holm
+from orpo_dist.evaluation.paired import compare, holm
 from orpo_dist.evaluation.perplexity import TextSettings, windows
 from orpo_dist.evaluation.statistics import (
     calibration,
@@ -27,7 +27,7 @@ from orpo_dist.evaluation.statistics import (
     length_bias,
     summarise,
 )
-from orpo_dist.evaluation.terminal import format_evaluation
+from orpo_dist.evaluation.terminal import comparison_sentence, format_evaluation
 from tests.conftest import DEMO
 
 EVAL = str(DEMO / "eval.jsonl")
@@ -122,15 +122,19 @@ def test_comparison_by_hand() -> None:
 
 def test_a_model_against_itself_is_no_better() -> None:
     found = compare(table([-1, -2], [-2, -1]), table([-1, -2], [-2, -1]))
-    assert found["p_value"] == 1
-    assert found["accuracy_difference_low"] == found["accuracy_difference_high"] == 0
+    assert found["p_value"] == 1 and found["accuracy_difference"] == 0
+    assert found["accuracy_difference_low"] < 0 < found["accuracy_difference_high"]  # of two pairs
 
 
-def test_bootstrap_covers_the_mean() -> None:
-    values = np.random.default_rng(0).normal(1, 2, 400)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+def test_one_pair_proves_nothing() -> None:
+    better, worse = table([-1.0], [-2.0]), table([-2.0], [-1.0])
+    found = compare(worse, better)
+    assert found["accuracy_difference"] == 1 and found["p_value"] == 1
+    assert found["accuracy_difference_low"] <= 0 and found["accuracy_difference_high"] == 1
+    assert found["margin_difference_low"] is found["margin_difference_high"] is None
+    entry = {**found, "first": "a", "second": "b", "p_adjusted": 1.0}
+    sentence = comparison_sentence(entry, ["a", "b"])
+    assert sentence.endswith("margin +2.000 (one of them: no interval)")
 
 
 def test_holm_by_hand() -> None:
