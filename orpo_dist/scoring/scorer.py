@@ -14,7 +14,7 @@ import torch
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines.runtime import Runtime, gathered_while_used
+from orpo_dist.engines.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import Unpackable
@@ -185,7 +185,10 @@ def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
-            return make()
+            scorer = make()
+        if scorer.packed:
+            gather_as_one(causal_model(policy).get_output_embeddings())
+        return scorer
     scorer = here.on_main(make)
     return scorer if here.is_main else adopt_scorer(policy, scorer)
 
