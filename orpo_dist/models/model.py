@@ -18,7 +18,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import rows_of
 from orpo_dist.engines.engine import SINGLE, Engine
 from orpo_dist.models.adapters import FILE as ADAPTER
-from orpo_dist.models.adapters import add_adapter, base_of, is_adapter, lora_config
+from orpo_dist.models.adapters import add_adapter, base_of, hold_in, is_adapter, lora_config
 from orpo_dist.models.answering import mended_file, own_settings
 from orpo_dist.models.kinds import embedding_rows, refuse_checkpointing, refuse_not_causal
 from orpo_dist.models.quantisation import quantization_config
@@ -158,6 +158,7 @@ def make_policy(
             "%s", off,
         )  # fmt: skip
     policy = _with_adapter(model, config, peft_config)
+    hold_in(policy, config.lora_dtype)
     say_frozen(_core(policy))
     return policy
 

@@ -154,6 +154,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "data_temperature": ["--data-path", "a", "b"],
         "quantization": ["--peft"],
         "use_dora": ["--peft"],
+        "lora_dtype": ["--peft"],
         "merge_adapter": ["--peft"],
         "max_seq_length": ["--max-prompt-length", "2"],
     }
