@@ -75,11 +75,12 @@ def pack_pairs(
     switches: tuple[Switch, ...] = (),
     routed: bool = False,
     hardware: Hardware = HERE,
+    pinned: bool = False,
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
 
     rows: for a model with layers that need them. switches: where its ropes change. routed: for
-    ``routing``.
+    ``routing``. pinned: in memory that a GPU copies by itself.
     """
     flat = FlatPairs.of(pairs)
     apart = stand_apart(switches, flat.lengths)
@@ -102,7 +103,7 @@ def pack_pairs(
     turned = packed_sides(switches, flat.lengths, apart)
     sides = {f"side_{name}": x for name, x in turned.items()}
     whose = _routed(flat.lengths, apart) if routed else {}
-    tensors = together(arrays | layout | rectangle | sides | whose)
+    tensors = together(arrays | layout | rectangle | sides | whose, pinned)
     return PackedBatch(
         **{name: tensors[name] for name in arrays},
         segments=tuple((p, c, r) for p, c, r in laid.segments.tolist()),

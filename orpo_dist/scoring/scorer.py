@@ -68,14 +68,19 @@ class Scorer:
         """Whether some layers at least get padding, so that micro-batches are cut for it."""
         return self.rows or not self.packed
 
-    def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
-        """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0."""
+    def collate(
+        self, pairs: Sequence[Pair] | FlatPairs, real: bool = True, pinned: bool = False
+    ) -> Batch:
+        """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0.
+
+        pinned: in memory that a GPU copies by itself.
+        """
         if self.packed:
             return pack_pairs(
                 pairs, self.nll_scope, real, self.varlen, self.rows, self.switches,
-                self.top_k is not None, self.hardware,
+                self.top_k is not None, self.hardware, pinned,
             )  # fmt: skip
-        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
+        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches, pinned)
 
     def repeated(self, lengths: np.ndarray) -> np.ndarray | None:
         """Tokens, (N,), that stand twice in packed batches of pairs of these lengths, (N, 3)."""

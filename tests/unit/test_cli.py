@@ -143,6 +143,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "nll_scope": "prompt_and_completion",
         "mixed_precision": "bf16",
         "quantization": "int8",
+        "lora_dtype": "bfloat16",
         "eval_strategy": "epoch",
         "save_strategy": "no",
         "async_save": False,
