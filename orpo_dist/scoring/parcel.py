@@ -10,7 +10,8 @@ run allocates as many as are under way at a time, and none is overwritten before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -53,7 +54,10 @@ class Parcel:
     def to(self, device: torch.device | str) -> Self:
         """On a device. To a GPU from pinned memory, without waiting: torch reuses such memory only
         after the copies from it are done."""
-        pins = torch.device(device).type == "cuda"
+        kind = torch.device(device).type
+        if kind == "cpu" and all(tensor.device.type == "cpu" for tensor in self._tensors()):
+            return self
+        pins = kind == "cuda"
 
         def carry(buffer: Tensor) -> Tensor:
             if pins and buffer.device.type == "cpu":
@@ -65,6 +69,13 @@ class Parcel:
     def pin_memory(self) -> Self:
         """In pinned memory, from which a GPU can copy by itself; DataLoader asks for this name."""
         return self._moved(_each_buffer_once(Tensor.pin_memory))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, Parcel):
+                yield from value._tensors()
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
@@ -92,5 +103,5 @@ def _each_buffer_once(carry: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def _view(buffer: Tensor, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    size = dtype.itemsize * int(np.prod(shape))
+    size = dtype.itemsize * math.prod(shape)
     return buffer[place : place + size].view(dtype).view(shape)
