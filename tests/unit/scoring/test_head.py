@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from orpo_dist.engines.allocator import keep_freed_memory
 from orpo_dist.scoring import hardware
-from orpo_dist.scoring.head import _TargetLogps
+from orpo_dist.scoring.head import _finished, _TargetLogps
 
 
 def both(
@@ -64,3 +66,13 @@ def test_a_second_backward_is_an_error_and_not_a_wrong_gradient() -> None:
 def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     assert keep_freed_memory() in (True, False)
     assert keep_freed_memory() == keep_freed_memory()
+
+
+def test_what_families_do_after_the_head() -> None:
+    """Cohere multiplies, Granite divides, Gemma caps; in this order where one does several."""
+    logits = torch.tensor([[-90.0, 3.0, 60.0]])
+    assert torch.equal(_finished(SimpleNamespace(), logits), logits)
+    assert torch.equal(_finished(SimpleNamespace(logit_scale=0.25), logits), logits * 0.25)
+    assert torch.equal(_finished(SimpleNamespace(logits_scaling=8.0), logits), logits / 8)
+    every = SimpleNamespace(logit_scale=0.5, logits_scaling=2.0, final_logit_softcapping=30.0)
+    assert torch.equal(_finished(every, logits), torch.tanh(logits / 4 / 30) * 30)
