@@ -92,3 +92,11 @@ def test_both_forms_train_alike() -> None:
             optimizer.step()
         found.append(weight.detach())
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_lie_in_the_buckets_of_ddp(
+    tiny_model_dir: Path, demo_rows: Any, tmp_path: Path
+) -> None:
+    config = ORPOConfig(project_name=str(tmp_path), log="none")
+    trainer = ORPOTrainer(str(tiny_model_dir), config, demo_rows[:8])
+    assert trainer.accelerator.ddp_handler.to_kwargs()["gradient_as_bucket_view"]
