@@ -65,6 +65,8 @@ CORE_TESTS := tests/unit/upstream tests/unit/scoring tests/unit/batching tests/u
 test-oldest test-newest: test-%:
 	$(PYTHON) -m venv --clear build/$*
 	build/$*/bin/python -m pip install --quiet $$($(PYTHON) tests/ends.py $* $(TORCH))
+	DS_BUILD_OPS=0 build/$*/bin/python -m pip install --quiet --no-build-isolation \
+	  $$($(PYTHON) tests/ends.py $* --after)
 	build/$*/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 KILLS ?= 500

@@ -92,7 +92,7 @@ class Ahead:
 class StepDataset(Dataset):
     """Loads a planned step; its length is the number of pairs behind it.
 
-    gpu: make the next step's batches in a thread, in memory that this GPU can copy from by itself.
+    gpu: make the next step's batches in a thread, in memory that this GPU copies from by itself.
     """
 
     def __init__(self, pairs: PairDataset, scorer: Scorer, gpu: torch.device | None = None):
@@ -121,7 +121,8 @@ class StepDataset(Dataset):
 
     def _batch(self, indices: tuple[int, ...]) -> Batch:
         real = indices != (FILLER,)
-        return self.scorer.collate(self.pairs.flat(indices if real else [0]), real)
+        flat = self.pairs.flat(indices if real else [0])
+        return self.scorer.collate(flat, real, pinned=self._ahead is not None)
 
 
 class StepSampler(Sampler):

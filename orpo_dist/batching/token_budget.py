@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -100,17 +101,16 @@ def halved(sizes: np.ndarray, padded: bool) -> tuple[list[int], list[int]] | Non
     return halves
 
 
-def fits_in_memory(model: torch.nn.Module, loss: Callable[[], torch.Tensor], copies: int) -> bool:
+def fits_in_memory(model: torch.nn.Module, loss: Callable[[], torch.Tensor], copies: float) -> bool:
     """Whether ``loss().backward()`` works beside ``copies`` of the weights that train.
 
     Leaves no gradient behind. Other errors than lack of memory are raised.
     """
     try:
         reserved = [
-            torch.empty_like(p)
+            torch.empty(math.ceil(copies * p.numel()), dtype=p.dtype, device=p.device)
             for p in model.parameters()
             if p.requires_grad
-            for _ in range(copies)
         ]
         loss().backward()
         del reserved

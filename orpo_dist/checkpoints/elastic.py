@@ -24,6 +24,7 @@ from orpo_dist.checkpoints.pieces import Piece, Pieces, Unwritten, unwritten
 from orpo_dist.checkpoints.shards import Holding, is_count, publish
 from orpo_dist.engines.runtime import Runtime
 from orpo_dist.runs.folder import read_json, write_json
+from orpo_dist.upstream.bitsandbytes import page_again
 
 FOLDER = "optimizer"
 STATE = "state.json"
@@ -136,6 +137,7 @@ def load(checkpoint: Path, held: Holding, schedule: Any, here: Runtime) -> Any:
             _load_state(held, pieces, content["counts"], checkpoint)
     else:
         _load_uncut(checkpoint, content, held, here)
+    page_again(held.optimizer)
     _load_groups(held.optimizer.param_groups, content["groups"], checkpoint)
     schedule.load_state_dict(content["schedule"])
     return content["loss_scale"]
@@ -170,7 +172,7 @@ def _load_state(
         own, state = counts.get(name, {}), held.optimizer.state
         for kind in pieces.kinds(name):
             if kind not in state[key]:
-                state[key][kind] = torch.zeros_like(key)
+                state[key][kind] = torch.zeros_like(key, dtype=_kept_in(held.optimizer, key))
         if own != made.setdefault(key, own):
             raise UserError(
                 f"resume_from_checkpoint {checkpoint}: its parameters have made different numbers "
@@ -182,6 +184,12 @@ def _load_state(
         state = held.state(shard.name)
         for kind in pieces.kinds(shard.name):
             pieces.read_into(shard.of(state[kind]), shard.name, kind, shard.start)
+
+
+def _kept_in(optimizer: Any, key: Tensor) -> torch.dtype:
+    """The precision of state that has the shape of the weights: torch's as these, others' fp32."""
+    of_torch = type(optimizer).__module__.startswith("torch.optim")
+    return key.dtype if of_torch or key.dtype == torch.float64 else torch.float32
 
 
 def _count(optimizer: Any, key: Tensor, kind: str, value: float) -> Any:

@@ -20,7 +20,7 @@ WHOLE_RUN = (
     "trust_remote_code", "chat_template", "chat_template_kwargs", "log", "stages", "quantization",
     "hang_timeout", "async_save",
     "mixed_precision", "sequence_parallel", "peft", "lora_r", "lora_alpha", "lora_dropout",
-    "target_modules", "use_dora", "merge_adapter",
+    "target_modules", "use_dora", "lora_dtype", "merge_adapter",
 )  # fmt: skip
 
 
@@ -118,6 +118,8 @@ def contradictions(config: ORPOConfig) -> list[str]:
         )
     if config.use_dora and not config.peft:
         found.append("use_dora needs peft (--peft)")
+    if config.lora_dtype != "float32" and not config.peft:
+        found.append(f"lora_dtype {config.lora_dtype} needs peft (--peft)")
     if config.merge_adapter and not config.peft:
         found.append("merge_adapter needs peft (--peft)")
     if config.max_seq_length and (config.max_prompt_length or 0) > config.max_seq_length - 2:

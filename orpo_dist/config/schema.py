@@ -127,7 +127,7 @@ class ORPOConfig(BaseModel):
     warmup_ratio: float = setting("optimisation", 0.1, "share of the steps that warm up", ge=0, lt=1)
     weight_decay: float = setting("optimisation", 0.01, "decoupled weight decay", ge=0)
     scheduler: str = setting("optimisation", "cosine", "learning-rate schedule, as transformers names it")
-    optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it; adamw_torch: AdamW, in one fused kernel on a GPU")
+    optimizer: str = setting("optimisation", "adamw_torch", "optimizer, as transformers names it; adamw_torch: AdamW, in one fused kernel on a GPU; adamw_8bit (extra quant): its state in a quarter of the memory; paged_adamw_8bit: and on the host where a GPU is full")
     max_grad_norm: float = setting("optimisation", 1.0, "clip the gradient to this norm (0: off)", ge=0)
     max_bad_steps: int = setting("optimisation", 5, "steps in a row that may be skipped because their loss or gradient is no finite number; one more ends the run (0: the first one does)", ge=0)
 
@@ -147,6 +147,7 @@ class ORPOConfig(BaseModel):
     lora_alpha: int = setting("adapter", 32, "LoRA scale (update = alpha / r)", ge=1)
     lora_dropout: float = setting("adapter", 0.0, "dropout on the adapter's input", ge=0, lt=1)
     target_modules: str = setting("adapter", "all-linear", "all-linear, or a comma list of module names", min_length=1)
+    lora_dtype: Literal["float32", "bfloat16"] = setting("adapter", "float32", "precision of the adapter's weights and of their optimizer state; bfloat16: less memory and fewer casts, but updates below 1/256 of a weight are lost (needs mixed_precision bf16)")
     use_dora: bool = setting("adapter", False, "DoRA: decompose weights into magnitude and direction")
     merge_adapter: bool = setting("adapter", False, "merge the adapter into the base model at the end")
 

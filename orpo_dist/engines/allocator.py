@@ -29,7 +29,7 @@ def grow_segments() -> None:
     """Let CUDA's allocator grow its blocks, unless the user has settings of their own for it.
 
     Micro-batches differ in size from step to step; with fixed blocks memory that is free in sum
-    cannot be had in one piece. To be called before torch is imported.
+    cannot be had in one piece. To be called before CUDA is used, as torch reads it then.
     """
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # of torch 2.9 and later; before
         if name in os.environ:

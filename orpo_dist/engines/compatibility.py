@@ -25,6 +25,11 @@ def refuse_impossible(config: ORPOConfig, engine: Engine) -> None:
             f"quantization int8: {engine.name} cannot shard int8 weights; use int4, or the engines "
             "ddp or zero2"
         )
+    if config.lora_dtype != "float32" and (engine.deepspeed or engine.name == "fsdp2"):
+        raise UserError(
+            f"lora_dtype {config.lora_dtype}: {engine.name} updates weights in fp32 whatever they "
+            "were loaded in, and computes in bf16 anyhow; leave it out, or use the engine ddp"
+        )
     if engine.name == "fsdp2" and config.optimizer not in FSDP2_OPTIMIZERS:
         raise UserError(
             f"optimizer {config.optimizer}: does not work on the shards of fsdp2; use one of "

@@ -234,7 +234,7 @@ def gather_as_one(module: Any) -> None:
 
     For a module (a head in an adapter) that calls those in it differently often on every rank.
     """
-    if start().engine.name == "zero3" and any(True for _ in module.children()):
+    if any(True for _ in module.children()):
         from deepspeed.utils import set_z3_leaf_module
 
         set_z3_leaf_module(module, True)

@@ -84,8 +84,9 @@ def _save(model: Any, first: str, folder: Path, recipe: dict[str, Any]) -> None:
     model.save_pretrained(folder)
     load_tokenizer(first, config).save_pretrained(folder)
     whole = config.replace(
-        project_name=str(folder), peft=False, quantization=None, use_dora=False, merge_adapter=False
-    )
+        project_name=str(folder), peft=False, quantization=None, use_dora=False,
+        merge_adapter=False, lora_dtype="float32",
+    )  # fmt: skip
     RunFolder(folder).write_config(whole)
     write_json(folder / "soup.json", recipe)
     write_card(folder)

@@ -15,6 +15,7 @@ from orpo_dist.base.failure import rank_among_others
 from orpo_dist.base.pages import write_output
 from orpo_dist.config.flags import config_values
 from orpo_dist.data.report import sentences
+from orpo_dist.engines import runtime
 from orpo_dist.evaluation.evaluate import evaluate_models
 from orpo_dist.evaluation.flags import checked_outputs
 from orpo_dist.evaluation.harness import find_tasks, run_tasks
@@ -32,7 +33,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     outputs = checked_outputs(options)
     tasks = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
     if tasks:
-        find_tasks(tasks, options.tasks_path)
+        find_tasks(tasks, options.tasks_path, runtime.start())
     if tasks and not (values.get("data_path") or options.text):
         found: dict[str, Any] = {"models": {name: {} for name in options.model}, "comparisons": []}
     else:

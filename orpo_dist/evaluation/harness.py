@@ -7,15 +7,15 @@ from typing import Any
 
 from orpo_dist.base.outage import is_outage
 from orpo_dist.base.types import TemporaryFailure, UserError
-from orpo_dist.engines import runtime
+from orpo_dist.engines.runtime import ALONE, Runtime
 from orpo_dist.models.trained import TrainedModel, load
 
 
-def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:
+def find_tasks(tasks: Sequence[str], tasks_path: str | None = None, here: Runtime = ALONE) -> Any:
     """The harness's ``TaskManager``. tasks_path: a folder of further task definitions.
 
-    Raises ``UserError`` without the harness, for unknown tasks, and in a launch of several
-    processes, which the harness would have to share out itself.
+    here: the process among others. Raises ``UserError`` without the harness, for unknown tasks, and
+    in a launch of several processes, which the harness would have to share out itself.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -23,7 +23,7 @@ def find_tasks(tasks: Sequence[str], tasks_path: str | None = None) -> Any:
         raise UserError(
             f"tasks: need lm-evaluation-harness ({error}): pip install 'orpo_dist[harness]'"
         ) from error
-    if runtime.start().world_size > 1:
+    if here.world_size > 1:
         raise UserError("tasks: run on one process; leave --tasks out of the launch")
     manager = TaskManager(include_path=tasks_path)
     for task in tasks:
@@ -37,9 +37,10 @@ def run_tasks(
     tasks: Sequence[str],
     tasks_path: str | None = None,
     limit: int | None = None,
+    here: Runtime = ALONE,
 ) -> dict[str, dict[str, Any]]:
     """The harness's metrics by task; ``UserError`` as in ``find_tasks``."""
-    manager = find_tasks(tasks, tasks_path)
+    manager = find_tasks(tasks, tasks_path, here)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -6,8 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from orpo_dist.base.console import count
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.models.targets import fitted
@@ -107,6 +109,22 @@ def say_going_on(config: ORPOConfig, quantization: str | None) -> None:
             "has the same base as before", config.model, quantization,
             config.quantization or "full precision", quantization,
         )  # fmt: skip
+
+
+def hold_in(policy: Any, dtype: str) -> None:
+    """Keep the weights of adapters in a precision, by torch's name; float32 is PEFT's own choice.
+
+    In bfloat16 adapters compute as the base does under autocast, without a cast of every input.
+    """
+    if dtype == "float32":
+        return
+    held = [p for name, p in policy.named_parameters() if p.requires_grad and "lora_" in name]
+    for parameter in held:
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    logger.info(
+        "lora_dtype %s: %s weights of the adapter, their gradients and their optimizer's state; an "
+        "update below 1/256 of a weight is lost", dtype, count(sum(p.numel() for p in held)),
+    )  # fmt: skip
 
 
 def complete_adapter(folder: Path, model: Any) -> None:

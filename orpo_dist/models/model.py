@@ -16,8 +16,9 @@ from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import TemporaryFailure, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.data.bounds import rows_of
+from orpo_dist.engines.engine import SINGLE, Engine
 from orpo_dist.models.adapters import FILE as ADAPTER
-from orpo_dist.models.adapters import add_adapter, base_of, is_adapter, lora_config
+from orpo_dist.models.adapters import add_adapter, base_of, hold_in, is_adapter, lora_config
 from orpo_dist.models.answering import mended_file, own_settings
 from orpo_dist.models.kinds import embedding_rows, refuse_checkpointing, refuse_not_causal
 from orpo_dist.models.quantisation import quantization_config
@@ -138,15 +139,17 @@ def _named(model: str | None, config: ORPOConfig) -> str:
     return name
 
 
-def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
+def make_policy(
+    model: Any, config: ORPOConfig, peft_config: Any = None, engine: Engine = SINGLE
+) -> Any:
     """The policy in its adapter, free of randomness.
 
-    model: a model of transformers, or the name of one to load (default: the config's). Raises
-    ``UserError``.
+    model: a model of transformers, or the name of one to load (default: the config's). engine: the
+    one that will hold it. Raises ``UserError``.
     """
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
-        model = load_policy(config)
+        model = load_policy(config, engine)
     if config.gradient_checkpointing:
         refuse_checkpointing(_core(model))
     if off := quiet(model):
@@ -155,6 +158,7 @@ def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
             "%s", off,
         )  # fmt: skip
     policy = _with_adapter(model, config, peft_config)
+    hold_in(policy, config.lora_dtype)
     say_frozen(_core(policy))
     return policy
 
@@ -175,7 +179,7 @@ def _with_adapter(policy: Any, config: ORPOConfig, peft_config: Any) -> Any:
     return policy if peft_config is None else _adapted(policy, peft_config)
 
 
-def load_policy(config: ORPOConfig) -> Any:
+def load_policy(config: ORPOConfig, engine: Engine = SINGLE) -> Any:
     """The model to train: base weights, frozen and wrapped in an adapter where ``peft`` is on.
 
     Full training keeps fp32 weights (autocast computes in ``mixed_precision``); a frozen base is
@@ -188,7 +192,7 @@ def load_policy(config: ORPOConfig) -> Any:
         config.model,
         config,
         dtype=half if config.peft else torch.float32,
-        quantization=quantization_config(config, half),
+        quantization=quantization_config(config, half, engine),
     )
     if is_adapter(config.model):
         return _in_adapter(model, config.model, is_trainable=True)
@@ -279,7 +283,7 @@ def load_trained(path: str | Path, config: ORPOConfig, device: str | int | None 
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(config))
     dtype = half or torch.float32
-    quantization = quantization_config(config, dtype)
+    quantization = quantization_config(config, dtype, SINGLE)  # no engine cuts it
     model = load_weights(str(path), config, dtype, quantization)
     if is_adapter(path):
         model = _in_adapter(model, path)

@@ -8,12 +8,15 @@ import torch
 
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.engines import runtime
+from orpo_dist.engines.engine import Engine
 from orpo_dist.upstream import check
 
 
-def quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
-    """What transformers loads a quantised base by; None where the config asks for none."""
+def quantization_config(config: ORPOConfig, compute_dtype: torch.dtype, engine: Engine) -> Any:
+    """What transformers loads a quantised base by; None where the config asks for none.
+
+    engine: the one that is to hold the weights.
+    """
     if config.quantization is None:
         return None
     try:
@@ -33,9 +36,7 @@ def quantization_config(config: ORPOConfig, compute_dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
         # Engines that shard weights cannot cut whole numbers: the bits lie in floats for them.
-        bnb_4bit_quant_storage=(
-            compute_dtype if runtime.start().engine.shards_weights else torch.uint8
-        ),
+        bnb_4bit_quant_storage=compute_dtype if engine.shards_weights else torch.uint8,
     )
 
 

@@ -25,6 +25,7 @@ class Census:
     plain_bytes: of all weights but the quantised, as one process holds them without an engine that
     casts. quantised_bytes: of those. grad_bytes: of the gradients of ``trains``.
     half: bytes of a number in the computing precision (2; 4 without mixed precision).
+    embedded: of ``trains``, those of embeddings, of which 8-bit optimizers keep a state in 32 bits.
     block: parameters of one layer, block_trains: those that train. largest: of one tensor that
     trains. layers: layers. flops: of a step, None where they cannot be told. active: parameters
     that one token meets; less than all in a mixture of experts. depths: of the models to trace, as
@@ -33,6 +34,7 @@ class Census:
 
     trains: int
     frozen: int
+    embedded: int
     quantised: int
     plain_bytes: int
     quantised_bytes: float
@@ -77,11 +79,14 @@ def take_census(hf_config: Any, config: ORPOConfig, method: Method, precision: s
     bits = {id(weight): weight.numel() for weight in quantised_weights(model)}
     weights = list(model.parameters())
     training = [p for p in weights if p.requires_grad]
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    embedded = {id(p): p.numel() for p in embeddings if p.requires_grad}
     blocks = _blocks(core)
     quantised = sum(bits.values())
     return Census(
         trains=sum(p.numel() for p in training),
         frozen=sum(p.numel() for p in weights if not p.requires_grad),
+        embedded=sum(embedded.values()),
         quantised=quantised,
         plain_bytes=sum(p.numel() * p.element_size() for p in weights if id(p) not in bits),
         quantised_bytes=quantised * QUANTISED_BYTES.get(str(method.quantization), 0.0),

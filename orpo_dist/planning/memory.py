@@ -10,9 +10,12 @@ from orpo_dist.planning.census import Census
 
 GIB = 2**30
 
-# Optimizer state per parameter in bytes; what is not listed counts as Adam.
-MOMENTS = {"sgd": 0, "adafactor": 0.01, "rmsprop": 4, "adagrad": 4, "lion_32bit": 4}
-EIGHT_BIT, ADAM = 2, 8
+# Optimizer state per parameter in bytes, by the beginning of its name; others count as Adam.
+MOMENTS = {"sgd": 0, "adafactor": 0.01, "rmsprop": 4, "adagrad": 4, "lion": 4, "ademamix": 12}
+ADAM = 8
+EIGHT_BIT = 1 / 4 + 1 / 256  # of a state in fp32: a byte each, and an fp32 scale per 256
+# Optimizers whose step is one kernel on a GPU, without temporaries; AdamW is fused there.
+FUSED = ("adamw_torch", "adamw_torch_fused")
 
 BUCKET = 50_000_000  # numbers: reduce_bucket_size of the presets zero1 and zero2
 LIVE = 1_000_000_000  # numbers: DeepSpeed's stage3_max_live_parameters
@@ -52,10 +55,37 @@ class Setting:
 
 
 def moments(optimizer: str) -> float:
-    """Bytes of optimizer state per parameter."""
-    if "8bit" in optimizer or "bnb" in optimizer:
-        return EIGHT_BIT
-    return MOMENTS.get(optimizer, ADAM)
+    """Bytes of optimizer state per parameter in fp32."""
+    whole = MOMENTS.get(optimizer.removeprefix("paged_").partition("_")[0], ADAM)
+    return whole * EIGHT_BIT if is_8bit(optimizer) else whole
+
+
+def is_8bit(optimizer: str) -> bool:
+    """Whether an optimizer keeps its state in blocks of 8-bit numbers."""
+    return "8bit" in optimizer
+
+
+def is_paged(optimizer: str) -> bool:
+    """Whether a GPU may move an optimizer's state to the host where its memory is full."""
+    return optimizer.startswith("paged_")
+
+
+def _state(census: Census, setting: Setting) -> Part:
+    """What an optimizer keeps that sees the weights as they are."""
+    optimizer, each = setting.optimizer, moments(setting.optimizer)
+    where, how = "device", f"{count(census.trains)} × {each:.3g} B"
+    if is_8bit(optimizer):
+        size = each * (census.trains - census.embedded)
+        size += each / EIGHT_BIT * census.embedded
+        if census.embedded:
+            how = f"{count(census.trains - census.embedded)} × {each:.3g} B, embeddings "
+            how += f"{count(census.embedded)} × {each / EIGHT_BIT:g} B"
+    else:  # in the precision of the weights
+        size = each / 4 * census.grad_bytes
+        how = f"{count(census.trains)} × {size / max(1, census.trains):.3g} B"
+    if is_paged(optimizer) and setting.gpu:
+        where, how = "host", f"{how}; paged: on the device as far as there is room"
+    return Part("optimizer", size, how, where)
 
 
 def parts(census: Census, setting: Setting) -> list[Part]:
@@ -96,20 +126,21 @@ def _overhead(found: list[Part], setting: Setting) -> list[Part]:
 
 
 def _temporaries(census: Census, setting: Setting, share: float) -> float:
-    """Of an AdamW step: a root of the second moment, for all tensors at once on a GPU."""
+    """Of an optimizer's step: a root of the second moment, for all tensors at once on a GPU."""
+    if setting.gpu and (setting.optimizer in FUSED or is_8bit(setting.optimizer)):
+        return 0.0
     return 4 * share if setting.gpu else 8 * min(share, census.largest)
 
 
 def _replicated(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
     """single and ddp: every process holds all of it."""
-    state = moments(setting.optimizer)
     how = f"{count(census.total)} parameters"
     if census.quantised:
         how = f"{count(census.quantised)} × {census.quantised_bytes / census.quantised:.3g} B, "
         how += f"{count(census.total - census.quantised)} others"
     states = [
         Part("weights", census.plain_bytes + census.quantised_bytes, how),
-        Part("optimizer", state * census.trains, f"{count(census.trains)} × {state:g} B"),
+        _state(census, setting),
     ]
     if setting.engine.name == "ddp" and setting.accumulates:
         how = "DDP's buckets; gradients move into them with the last micro-batch"
@@ -137,7 +168,7 @@ def _zero(census: Census, setting: Setting) -> tuple[list[Part], Part, float]:
     optimizer = Part(
         "optimizer",
         state * share + (4 * share if off else 0),
-        f"{count(census.trains)} × {state + 4 * off:g} B{cut}",
+        f"{count(census.trains)} × {state + 4 * off:.3g} B{cut}",
         where,
     )
     # Stage 1 adds micro-batches up where backward leaves them; the others in fp32, in the shard.

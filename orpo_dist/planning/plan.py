@@ -192,7 +192,7 @@ def _configured(config: ORPOConfig, method: Method) -> ORPOConfig:
     """The config with this method; what belongs to adapters alone goes with them."""
     changes = {"peft": method.peft, "quantization": method.quantization}
     if not method.peft:
-        changes |= {"use_dora": False, "merge_adapter": False}
+        changes |= {"use_dora": False, "merge_adapter": False, "lora_dtype": "float32"}
     return config.replace(**changes)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
-from orpo_dist.models.adapters import add_adapter, lora_config
+from orpo_dist.models.adapters import add_adapter, hold_in, lora_config
 from orpo_dist.models.randomness import quiet
 from orpo_dist.models.towers import freeze_towers
 from orpo_dist.planning.layers import keep_layers
@@ -102,6 +102,7 @@ def build(
             _quantise(model)
         if method.peft:
             model = add_adapter(model, lora_config(config))
+            hold_in(model, config.lora_dtype)
         freeze_towers(model.get_base_model() if method.peft else model)
         if engine_casts:
             _cast(model, half)

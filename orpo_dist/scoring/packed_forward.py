@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_dist.engines.runtime import gather_as_one
 from orpo_dist.scoring.attention import use_packed_attention
 from orpo_dist.scoring.head import forget_targets, teach_targets, token_logps
 from orpo_dist.scoring.masks import packing
@@ -76,7 +75,6 @@ def teach_packing(core: Any) -> str | None:
     core.forward = types.MethodType(forward, core)
     teach_rows(backbone(core))
     teach_targets(core)
-    gather_as_one(core.get_output_embeddings())
     return None
 
 

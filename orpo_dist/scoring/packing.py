@@ -92,11 +92,13 @@ def pack_pairs(
     routed: bool = False,
     hardware: Hardware = HERE,
     part: tuple[int, int] = (0, 1),
+    pinned: bool = False,
 ) -> PackedBatch:
     """Collate pairs. real: False makes every pair filler of weight 0. varlen: for that kernel.
 
     rows: for a model with layers that need them. switches: where its ropes change. routed: for
     ``routing``. part: which of how many equal parts of the sequence, counted from 0; not of rows.
+    pinned: in memory that a GPU copies by itself.
     """
     flat = FlatPairs.of(pairs)
     apart = stand_apart(switches, flat.lengths)
@@ -125,7 +127,7 @@ def pack_pairs(
     layout = layout_arrays(segments) if varlen else {}
     rectangle = {f"row_{name}": x for name, x in row_arrays(segments).items()} if rows else {}
     sides = {f"side_{name}": x for name, x in turned.items()}
-    tensors = together(arrays | layout | rectangle | sides | whose)
+    tensors = together(arrays | layout | rectangle | sides | whose, pinned)
     return PackedBatch(
         **{name: tensors[name] for name in arrays},
         segments=tuple((p, c, r) for p, c, r in segments.tolist()),

@@ -47,10 +47,12 @@ def pad_pairs(
     pad_id: int = 0,
     real: bool = True,
     switches: tuple[Switch, ...] = (),
+    pinned: bool = False,
 ) -> PaddedBatch:
     """Collate pairs. pad_id: any valid token; it is masked wherever it stands.
 
     real: False makes every pair filler of weight 0. switches: where the model's ropes change.
+    pinned: in memory that a GPU copies by itself.
     """
     flat = FlatPairs.of(pairs)
     count = len(flat.lengths)
@@ -75,7 +77,7 @@ def pad_pairs(
         "weight": np.full(count, real, dtype=np.float32),
     }
     turned = padded_sides(switches, ends[:, 0])
-    tensors = together(arrays | {f"side_{name}": x for name, x in turned.items()})
+    tensors = together(arrays | {f"side_{name}": x for name, x in turned.items()}, pinned)
     fields = {name: tensors[name] for name in arrays}
     return PaddedBatch(**fields, sides=sides_of(turned, tensors))
 

@@ -2,11 +2,16 @@
 
 A micro-batch is some fifteen small tensors. One by one, each costs the host a launch, and a copy
 from memory that is not pinned makes it wait for the device.
+
+Pinned buffers are those of torch's own allocator, which keeps them for the next batch: it notes an
+event with every copy from a buffer, and hands the buffer out again once that has come to pass. So a
+run allocates as many as are under way at a time, and none is overwritten before it has been copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -19,20 +24,25 @@ from orpo_dist.upstream.torch import storage_id
 ALIGNMENT = 16  # bytes; every field begins at a multiple
 
 
-def together(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """The arrays as tensors that are views of one new buffer."""
+def together(arrays: Mapping[str, np.ndarray], pinned: bool = False) -> dict[str, Tensor]:
+    """The arrays as tensors that are views of one buffer. pinned: that a GPU copies by itself."""
     places, size = [], 0
     for array in arrays.values():
         places.append(size)
         size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    bytes_ = np.zeros(size, dtype=np.uint8)
+    buffer = _buffer(size, pinned)
+    bytes_ = buffer.numpy()
     for place, array in zip(places, arrays.values(), strict=True):
         bytes_[place : place + array.nbytes].view(array.dtype)[:] = array.ravel()
-    buffer = torch.from_numpy(bytes_)
     return {
         name: _view(buffer, place, getattr(torch, array.dtype.name), array.shape)
         for place, (name, array) in zip(places, arrays.items(), strict=True)
     }
+
+
+def _buffer(size: int, pinned: bool) -> Tensor:
+    """(size,) bytes, whatever they hold."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
 
 
 class Parcel:
@@ -44,7 +54,10 @@ class Parcel:
     def to(self, device: torch.device | str) -> Self:
         """On a device. To a GPU from pinned memory, without waiting: torch reuses such memory only
         after the copies from it are done."""
-        pins = torch.device(device).type == "cuda"
+        kind = torch.device(device).type
+        if kind == "cpu" and all(tensor.device.type == "cpu" for tensor in self._tensors()):
+            return self
+        pins = kind == "cuda"
 
         def carry(buffer: Tensor) -> Tensor:
             if pins and buffer.device.type == "cpu":
@@ -56,6 +69,13 @@ class Parcel:
     def pin_memory(self) -> Self:
         """In pinned memory, from which a GPU can copy by itself; DataLoader asks for this name."""
         return self._moved(_each_buffer_once(Tensor.pin_memory))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, Parcel):
+                yield from value._tensors()
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
@@ -83,5 +103,5 @@ def _each_buffer_once(carry: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def _view(buffer: Tensor, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    size = dtype.itemsize * int(np.prod(shape))
+    size = dtype.itemsize * math.prod(shape)
     return buffer[place : place + size].view(dtype).view(shape)

@@ -15,7 +15,7 @@ from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import Pair, PairScores, UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.mesh import WHOLE, SequenceGroup
-from orpo_dist.engines.runtime import Runtime, gathered_while_used
+from orpo_dist.engines.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.finish import Finish
 from orpo_dist.scoring.hardware import HERE, Hardware
@@ -73,17 +73,21 @@ class Scorer:
         """Whether some layers at least get padding, so that micro-batches are cut for it."""
         return self.rows or not self.packed
 
-    def collate(self, pairs: Sequence[Pair] | FlatPairs, real: bool = True) -> Batch:
+    def collate(
+        self, pairs: Sequence[Pair] | FlatPairs, real: bool = True, pinned: bool = False
+    ) -> Batch:
         """Pairs -> the batch that ``score`` takes. real: False makes filler of weight 0.
 
-        All ranks of a sequence collate the same pairs; each gets its part of their tokens.
+        All ranks of a sequence collate the same pairs; each gets its part of their tokens. pinned:
+        in memory that a GPU copies by itself.
         """
         if self.packed:
             return pack_pairs(
                 pairs, self.nll_scope, real, self.varlen, self.rows, self.switches,
                 self.top_k is not None, self.hardware, (self.sequence.rank, self.sequence.size),
+                pinned,
             )  # fmt: skip
-        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches)
+        return pad_pairs(pairs, self.nll_scope, self.pad_id, real, self.switches, pinned)
 
     def repeated(self, lengths: np.ndarray) -> np.ndarray | None:
         """Tokens, (N,), that stand twice in packed batches of pairs of these lengths, (N, 3)."""
@@ -198,7 +202,10 @@ def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime
 
     if here.engine.name == "zero3":
         with gathered_while_used(policy):
-            return make()
+            scorer = make()
+        if scorer.packed:
+            gather_as_one(causal_model(policy).get_output_embeddings())
+        return scorer
     scorer = here.on_main(make)
     return scorer if here.is_main else adopt_scorer(policy, scorer)
 

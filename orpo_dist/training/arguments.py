@@ -47,6 +47,8 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
     changes["mixed_precision"] = precision = resolve_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
         found.append("mixed_precision fp16 needs a GPU; use bf16 or none")
+    if config.lora_dtype == "bfloat16" and precision != "bf16":
+        found.append(f"lora_dtype bfloat16 needs mixed_precision bf16, and it is {precision}")
     found += _unknown_choices(config)
     with noted(found):
         changes |= _strategies(config, has_eval)

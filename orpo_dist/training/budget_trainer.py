@@ -25,6 +25,7 @@ from orpo_dist.batching.token_budget import (
 )
 from orpo_dist.config import ORPOConfig
 from orpo_dist.planning.budget import planned_budget
+from orpo_dist.planning.memory import is_paged, moments
 from orpo_dist.training.bad_steps import poisoned
 from orpo_dist.training.engine_trainer import EngineTrainer
 from orpo_dist.upstream.accelerate import sync_gradients
@@ -94,8 +95,10 @@ class BudgetTrainer(EngineTrainer):
             with self.accelerator.autocast():
                 return self.micro_batch_loss(self.model.train(), step, 0)
 
-        copies = 2 + (self.args.world_size > 1)  # AdamW's moments, DDP's buckets
-        fits = fits_in_memory(self.model, share, copies)
+        name = self.config.optimizer
+        state = 0.0 if is_paged(name) else moments(name) / 4
+        buckets = self.args.world_size > 1  # DDP's
+        fits = fits_in_memory(self.model, share, state + buckets)
         self.forget_step()
         return fits
 

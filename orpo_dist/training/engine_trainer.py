@@ -21,6 +21,7 @@ from orpo_dist.engines.engine import reduces_once
 from orpo_dist.models.adapters import complete_adapter
 from orpo_dist.models.randomness import as_it_was
 from orpo_dist.training.saving_trainer import SavingTrainer
+from orpo_dist.upstream import check
 from orpo_dist.upstream.peft import without_card
 from orpo_dist.upstream.torch import tell_rates
 
@@ -91,12 +92,23 @@ class EngineTrainer(SavingTrainer):
         """As Trainer; an optimizer that cannot be had is the user's to change."""
         with as_user_error(f"optimizer {self.args.optim.value}"):
             optimizer = super().create_optimizer(*args, **kwargs)
+        self._check_bitsandbytes()
         # An adapter leaves the group without decay empty. DeepSpeed drops it, and then its groups
         # and the schedule's do not match any more.
         groups = self.optimizer.param_groups
         groups[:] = [group for group in groups if group["params"]]
         self._rates = [(group["lr"], group.get("weight_decay")) for group in groups]
         return optimizer
+
+    def _check_bitsandbytes(self) -> None:
+        if not type(self.optimizer).__module__.startswith("bitsandbytes"):
+            return
+        check("bitsandbytes")
+        if getattr(self.optimizer, "is_paged", False) and self.args.device.type == "cpu":
+            logger.warning(
+                "optimizer %s: pages its state between a GPU and the host; on this CPU it is %s",
+                self.args.optim.value, self.args.optim.value.removeprefix("paged_"),
+            )  # fmt: skip
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer; so is a schedule that lacks its settings."""

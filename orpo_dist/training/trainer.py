@@ -92,7 +92,7 @@ class ORPOTrainer(MeasuringTrainer):
         self.mesh = mesh_of(self.runtime, config.ranks_per_sequence)
         # Before the model, so that ZeRO-3 can deal out its weights as they are loaded.
         training_args = training_arguments(config, str(config.project_name), self.runtime)
-        policy = make_policy(model, config, peft_config)
+        policy = make_policy(model, config, peft_config, self.runtime.engine)
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self.encoder.end_id)
         refuse_random(policy, self.runtime)

@@ -61,6 +61,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": True},
     "lora, 16 pairs": {"lora": True, "pairs": 16},
     "lora, checkpointing": {"lora": True, "checkpointing": True},
+    "lora, bf16 adapter": {"lora": True, "lora_dtype": "bfloat16"},
     "lora, head in chunks": {"lora": True, "pairs": 16, "shape": {"vocab_size": 131_072}},
     **{name: {"model": name} for name in MODELS if name != "llama"},
 }  # fmt: skip
@@ -89,12 +90,14 @@ class FakeGpu(Hardware):
         logits.zero_()
 
 
-def policy(model: str, layers: int, lora: bool, half: bool, shape: dict[str, Any]) -> Any:
+def policy(
+    model: str, layers: int, lora: bool, half: bool, shape: dict[str, Any], lora_dtype: Any
+) -> Any:
     """As training holds it: fp32 weights, or a bf16 base in an adapter. half: as DeepSpeed has it.
 
     Call it under ``FakeTensorMode``; the weights lie on cuda:0 and hold no data.
     """
-    config = ORPOConfig(model=model, peft=lora)
+    config = ORPOConfig(model=model, peft=lora, lora_dtype=lora_dtype)
     made = build(MODELS[model](layers, **shape), config, Method(lora), "bf16", None, half)
     with torch.device("cuda", 0):
         _off_meta(made)
@@ -112,13 +115,14 @@ def micro_batch(
     packed: bool = True,
     fused: bool = True,
     shape: dict[str, Any] | None = None,
+    lora_dtype: str = "float32",
 ) -> DeviceLog:
     """Collate, send, forward, loss, backward, metrics: what ``ORPOTrainer`` does a micro-batch."""
     batch_of = [Pair(*([7] * length for length in (60, 70, 80))) for _ in range(pairs)]
     scorer = Scorer(packed, varlen=packed, hardware=FakeGpu(fused))
     batch, ids = scorer.collate(batch_of), torch.zeros(pairs, dtype=torch.long)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        made = policy(model, layers, lora, half, shape or {})
+        made = policy(model, layers, lora, half, shape or {}, lora_dtype)
         adopt_scorer(made, scorer)
         if checkpointing:
             _checkpoint(made)

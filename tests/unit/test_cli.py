@@ -143,6 +143,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "nll_scope": "prompt_and_completion",
         "mixed_precision": "bf16",
         "quantization": "int8",
+        "lora_dtype": "bfloat16",
         "eval_strategy": "epoch",
         "save_strategy": "no",
         "async_save": False,
@@ -154,6 +155,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "data_temperature": ["--data-path", "a", "b"],
         "quantization": ["--peft"],
         "use_dora": ["--peft"],
+        "lora_dtype": ["--peft"],
         "merge_adapter": ["--peft"],
         "max_seq_length": ["--max-prompt-length", "2"],
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 
 import pytest
 
@@ -29,3 +31,26 @@ def test_the_second_demand(
         monkeypatch.setattr(signals.time, "monotonic", lambda at=at: 100.0 + at)
         found = demands.final(number)
     assert found == final
+
+
+def test_every_signal_is_heard_by_its_number() -> None:
+    """By the thread, also while the main thread is deaf."""
+    heard: list[int] = []
+    both = threading.Event()
+
+    def hear(number: int) -> None:
+        heard.append(number)
+        if len(heard) == 2:
+            both.set()
+
+    former = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGUSR1, signal.SIGUSR2)}
+    stop = signals.hear_signals(hear)
+    try:
+        for number in former:
+            os.kill(os.getpid(), number)
+        assert both.wait(10)
+    finally:
+        stop()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert heard == list(former)

@@ -8,7 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from orpo_dist.batching.balance import attention_pairs, deal_to_ranks, packing_cost
+from orpo_dist.batching.balance import (
+    attention_pairs,
+    deal_to_micro_batches,
+    deal_to_ranks,
+    packing_cost,
+)
 from orpo_dist.batching.steps import StepPlan
 
 
@@ -67,3 +72,10 @@ def test_a_million_pairs_are_planned_in_seconds() -> None:
     start = time.perf_counter()
     assert planned(1_000_000) == 1_000_000
     assert time.perf_counter() - start < 30  # about 4 s on an idle machine
+
+
+def test_padded_pairs_take_as_few_micro_batches_as_hold_them() -> None:
+    sizes = np.array([10, 10, 10, 10, 10, 10])
+    for count, most in ((4, 2), (6, 2), (6, 3)):
+        dealt = deal_to_micro_batches([list(range(count))], sizes, most, np.inf, padded=True)
+        assert [len(one) for one in dealt[0]] == [most] * (count // most)

@@ -237,3 +237,12 @@ def test_a_resumed_curriculum_equals_the_uninterrupted(
         assert [e["loss/orpo"] for e in found] == pytest.approx(
             [e["loss/orpo"] for e in whole], abs=1e-6
         )
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("pacing", ["linear", "root"])
+def test_a_pacing_begins_with_its_share_and_ends_with_all(pacing: str, start: float) -> None:
+    pace = PACINGS[pacing]
+    assert pace(0.0, start) == pytest.approx(start) and pace(1.0, start) == pytest.approx(1)
+    middle = {"linear": (1 + start) / 2, "root": np.sqrt((1 + start**2) / 2)}[pacing]
+    assert pace(0.5, start) == pytest.approx(middle)

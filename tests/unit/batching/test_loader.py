@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_sampler_tells_what_comes_next() -> None:
 
 
 @pytest.fixture
-def in_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def in_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What a GPU would be asked for, where batches are made ahead as on one."""
     asked: list[str] = []
 
@@ -69,7 +70,13 @@ def in_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(threading.current_thread().name)
         return step
 
+    def buffer(size: int, pinned: bool) -> torch.Tensor:
+        buffers.append((threading.current_thread().name.rstrip("0123456789"), pinned))
+        return torch.full((size,), 255, dtype=torch.uint8)  # whatever was there
+
+    buffers: list[tuple[str, bool]] = []
     plain = orpo_dist.training.trainer.step_loader
+    monkeypatch.setattr("orpo_dist.scoring.parcel._buffer", buffer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
     monkeypatch.setattr(LoadedStep, "pin_memory", pinned)
     monkeypatch.setattr(
@@ -79,7 +86,9 @@ def in_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             pairs, scorer, plan, steps, torch.device("cuda", 1), workers
         ),
     )
-    return asked
+    yield asked
+    in_threads = {pinned for name, pinned in buffers if name == "collate_"}
+    assert in_threads == {True}  # made there, not copied there
 
 
 def losses(folder: Path, model_dir: Path, rows: Any, resume: Any = None, **changes: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from orpo_dist.base.types import UserError
 from orpo_dist.batching.steps import StepPlan
-from orpo_dist.batching.token_budget import MOST_TOKENS, find_token_budget, fits_in_memory
+from orpo_dist.batching.token_budget import MOST_TOKENS, find_token_budget, fits_in_memory, halved
 
 
 def plan_of(sizes: Sequence[int], **changes: Any) -> StepPlan:
@@ -110,3 +110,9 @@ def test_memory_that_really_runs_out() -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_two_pairs_can_be_halved_and_one_cannot(padded: bool) -> None:
+    assert sorted(halved(np.array([5, 9]), padded) or ()) == [[0], [1]]
+    assert halved(np.array([5]), padded) is None

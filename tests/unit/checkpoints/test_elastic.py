@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW, GlobalOptimManager
 from transformers import get_scheduler
 from transformers.optimization import Adafactor
 
@@ -25,7 +26,17 @@ MAKERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1),
     "adafactor": lambda p: Adafactor(p, lr=0.1, relative_step=False),
+    # Smaller tensors than min_8bit_size keep a state in fp32, as biases do here.
+    "adamw_8bit": lambda p: AdamW(p, lr=0.1, optim_bits=8, min_8bit_size=8),
+    "paged_adamw_8bit": lambda p: AdamW(p, lr=0.1, optim_bits=8, min_8bit_size=8, is_paged=True),
+    "paged_adamw_32bit": lambda p: AdamW(p, lr=0.1, is_paged=True),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_overrides() -> None:
+    """bitsandbytes keeps for the whole process which weights, by number, are in 32 bits."""
+    GlobalOptimManager.get_instance().initialize()
 
 
 class Training:
@@ -92,13 +103,14 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     assert names == {".json", ".safetensors"}
 
 
-def test_state_that_cannot_be_cut_goes_on_as_it_was_cut(tmp_path: Path) -> None:
-    """Adafactor's rows and columns; between one process and DDP, nothing is cut."""
-    training = Training("adafactor")
+@pytest.mark.parametrize("kind", ["adafactor", "adamw_8bit"])
+def test_state_that_cannot_be_cut_goes_on_as_it_was_cut(kind: str, tmp_path: Path) -> None:
+    """Adafactor's rows and columns, 8-bit blocks; between one process and DDP, nothing is cut."""
+    training = Training(kind)
     training.steps(2)
     training.save(tmp_path)
-    Training("adafactor").load(tmp_path, Runtime(world_size=1, engine=Engine("ddp")))
-    other = Training("adafactor")
+    Training(kind).load(tmp_path, Runtime(world_size=1, engine=Engine("ddp")))
+    other = Training(kind)
     sharded = Holding(other.optimizer, other.held.shards, other.held.keys, other.held.sizes)
     with pytest.raises(UserError, match="cannot be cut anew; go on with 'orpo-dist launch single"):
         elastic.load(
@@ -143,3 +155,21 @@ def test_random_numbers_are_drawn_anew_by_seed_step_and_rank() -> None:
         elastic.draw_anew(*key)
         drawn.append(float(torch.rand(())))
     assert len(set(drawn)) == 4 and drawn[0] == drawn[-1]
+
+
+def test_state_in_fp32_of_weights_in_half_precision_stays_in_fp32(tmp_path: Path) -> None:
+    """torch keeps the moments of bf16 weights in bf16, bitsandbytes in fp32."""
+    for kind, kept in (("adamw", torch.bfloat16), ("paged_adamw_32bit", torch.float32)):
+        whole, again = Training(kind), Training(kind)
+        for training in (whole, again):
+            training.model[0].weight.data = training.model[0].weight.data.bfloat16()
+        for _ in range(2):
+            whole.model[0].weight.grad = torch.ones_like(whole.model[0].weight)
+            whole.optimizer.step()
+        whole.save(tmp_path / kind)
+        again.load(tmp_path / kind)
+        for training in (whole, again):
+            state = training.optimizer.state[training.model[0].weight]
+            assert {v.dtype for k, v in state.items() if torch.is_tensor(v) and v.dim() == 2} == {
+                kept
+            }

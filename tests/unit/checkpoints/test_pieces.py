@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from orpo_dist import UserError
 from orpo_dist.checkpoints import pieces
@@ -67,3 +68,11 @@ def test_a_cut_file_is_one_sentence(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(UserError, match="cannot be read"), Pieces(tmp_path):
         pass
+
+
+def test_files_are_closed_when_all_is_read(tmp_path: Path) -> None:
+    written(tmp_path, torch.arange(10.0), [0])
+    with Pieces(tmp_path) as found:
+        found.read_into(torch.empty(10), "a.b", "weight", 0)
+    with pytest.raises(SafetensorError, match="closed"):
+        found.read_into(torch.empty(10), "a.b", "weight", 0)

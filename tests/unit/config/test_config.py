@@ -77,6 +77,7 @@ DOCUMENTED = {
     "lora_alpha": 32,
     "lora_dropout": 0.0,
     "target_modules": "all-linear",
+    "lora_dtype": "float32",
     "use_dora": False,
     "merge_adapter": False,
     "eval_strategy": None,

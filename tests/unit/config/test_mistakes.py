@@ -106,6 +106,7 @@ def test_booleans_in_lists_are_refused() -> None:
         ({"loss_form": "convex", "orpo_alpha": 1.5}, ["orpo_alpha is 1.5", "convex"]),
         ({"quantization": "int4"}, ["quantization int4", "--peft"]),
         ({"use_dora": True}, ["use_dora", "peft"]),
+        ({"lora_dtype": "bfloat16"}, ["lora_dtype bfloat16", "--peft"]),
         ({"merge_adapter": True}, ["merge_adapter", "peft"]),
         ({"max_seq_length": 129}, ["max_prompt_length 128", "max_seq_length 129"]),
         ({"data_path": ["a"], "data_weights": [1, 2]}, ["2 numbers", "1 sources"]),

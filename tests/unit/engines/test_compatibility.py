@@ -28,7 +28,11 @@ def config(**changes: Any) -> ORPOConfig:
         (Engine("zero3"), {"quantization": "int8", "peft": True}, "zero3 cannot shard int8"),
         (Engine("fsdp2"), {"quantization": "int8", "peft": True}, "fsdp2 cannot shard int8"),
         (Engine("fsdp2"), {"optimizer": "adafactor"}, "does not work on the shards of fsdp2"),
+        (Engine("fsdp2"), {"optimizer": "adamw_8bit"}, "does not work on the shards of fsdp2"),
         (OFFLOADED, {"optimizer": "sgd"}, "DeepSpeed cannot offload it"),
+        (OFFLOADED, {"optimizer": "paged_adamw_8bit"}, "DeepSpeed cannot offload it"),
+        (Engine("zero2"), {"lora_dtype": "bfloat16", "peft": True}, "zero2 updates weights in fp"),
+        (Engine("fsdp2"), {"lora_dtype": "bfloat16", "peft": True}, "or use the engine ddp"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(engine: Engine, changes: dict[str, Any], words: str) -> None:
@@ -43,6 +47,8 @@ def test_what_cannot_be(engine: Engine, changes: dict[str, Any], words: str) -> 
         *((OFFLOADED, {"optimizer": name}) for name in OFFLOAD_OPTIMIZERS),
         (Engine("zero3"), {"optimizer": "adafactor"}), (Engine("ddp"), {"optimizer": "adafactor"}),
         (Engine("zero2"), {"quantization": "int8", "peft": True}),
+        *((Engine(name), {"optimizer": "adamw_8bit"}) for name in ("ddp", "zero1", "zero3")),
+        (Engine("ddp"), {"lora_dtype": "bfloat16", "peft": True}),
         (Engine("fsdp2"), {"quantization": "int4", "peft": True}),
     ],
 )  # fmt: skip

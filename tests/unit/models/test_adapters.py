@@ -249,3 +249,36 @@ def test_another_kind_of_adapter_from_python_is_saved(tiny_model: Any, tmp_path:
     assert (tmp_path / "saved" / "generation_config.json").exists()
     with pytest.raises(UserError, match="kind IA3"):
         going_on(settings(tmp_path / "saved", tmp_path / "run"))
+
+
+def test_an_adapter_in_bf16_trains_and_goes_on(
+    tiny_model_dir: Path, tmp_path: Path, demo_rows: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights and their moments; the losses are those in fp32 but for the rounding."""
+    caplog.set_level(logging.INFO, "orpo_dist")
+    found, held = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        config = settings(
+            tiny_model_dir, tmp_path / dtype, mixed_precision="bf16", lora_dtype=dtype, max_steps=4,
+            save_strategy="steps", save_steps=2, lr=1e-2, peft=True,
+        )  # fmt: skip
+        trainer = ORPOTrainer(args=config, train_dataset=demo_rows[:20])
+        trainer.train()
+        training = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        moments = [v for s in trainer.optimizer.state.values() for v in s.values() if v.dim()]
+        held[dtype] = {p.dtype for p in [*training.values(), *moments]}
+        found[dtype] = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert held == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
+    assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02)
+    assert found["bfloat16"] != found["float32"]
+    assert "lora_dtype bfloat16: " in caplog.text
+    again = ORPOTrainer(args=config, train_dataset=demo_rows[:20])
+    again.train(resume_from_checkpoint=tmp_path / "bfloat16" / "checkpoint-2")
+    logged = [e["loss"] for e in again.state.log_history if "loss" in e]
+    assert logged[-2:] == found["bfloat16"][-2:]
+
+
+def test_an_adapter_in_bf16_needs_bf16_around_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model_dir, tmp_path, lora_dtype="bfloat16", peft=True)
+    with pytest.raises(UserError, match="lora_dtype bfloat16 needs mixed_precision bf16, and it"):
+        train(config)

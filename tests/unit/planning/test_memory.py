@@ -50,6 +50,53 @@ def test_states_by_hand() -> None:
     assert states("zero3", offload="cpu") == {"device": 0, "host": (16 + 2) / 4}
 
 
+def test_the_optimizer_by_its_name() -> None:
+    """8-bit: a byte a state, a scale per 256, and embeddings in 32 bits; paged: on the host."""
+    census = take_census(small_llama(2), ORPOConfig(), Method(), "bf16")
+    size, embedded = census.total, small_llama(2).vocab_size * census.hidden
+    assert census.embedded == embedded
+
+    def found(optimizer: str, name: str = "single", gpu: bool = True) -> Part:
+        setting = Setting(Engine(name), 4, True, 0.0, optimizer=optimizer, gpu=gpu)
+        (part,) = (p for p in parts(census, setting) if p.name == "optimizer")
+        return part
+
+    blocks = 2 + 2 * 4 / 256
+    assert found("adamw_torch").bytes == found("paged_adamw_32bit").bytes == 8 * size
+    assert found("sgd").bytes == 0
+    assert found("rmsprop_bnb").bytes == found("lion_32bit").bytes == 4 * size
+    assert found("adamw_8bit").bytes == pytest.approx(blocks * (size - embedded) + 8 * embedded)
+    assert found("lion_8bit").bytes == pytest.approx(found("adamw_8bit").bytes / 2)
+    assert found("adamw_8bit", "zero2").bytes == pytest.approx((4 + blocks) * size / 4)
+    paged = found("paged_adamw_8bit")
+    assert paged.where == "host" and paged.bytes == found("adamw_8bit").bytes
+    assert found("paged_adamw_8bit", gpu=False).where == "device"
+
+
+def test_an_adapter_in_bf16_takes_half() -> None:
+    def states(**changes: str) -> dict[str, float]:
+        config = ORPOConfig(peft=True, mixed_precision="bf16", **changes)
+        census = take_census(small_llama(2), config, Method(True), "bf16")
+        found = parts(census, Setting(Engine("ddp"), 4, True, 0.0))
+        base = 2 * census.frozen
+        sums = {name: total(found, name) for name in STATES}
+        return {**sums, "weights": sums["weights"] - base}
+
+    plain, half = states(), states(lora_dtype="bfloat16")
+    assert plain["optimizer"] == 2 * plain["weights"] == 2 * plain["gradients"] > 0
+    assert half == {name: size / 2 for name, size in plain.items()}
+
+
+def test_a_fused_step_has_no_temporaries_on_a_gpu() -> None:
+    census = take_census(small_llama(2), ORPOConfig(), Method(), "bf16")
+
+    def working(optimizer: str) -> float:
+        return total(parts(census, Setting(Engine("ddp"), 4, False, 0.0, optimizer)), "activations")
+
+    assert working("adamw_torch") == working("adamw_8bit") == 0
+    assert working("adamw_apex_fused") == 4 * census.trains
+
+
 def test_gradients_of_large_models_do_not_wait_whole(capsys: Any, tmp_path: Path) -> None:
     """70B in fp32 would take 263 GiB on every GPU, as long as a step has micro-batches to come."""
     words = ["--gpus", "64", "--max-completion-length", "512", "--gradient-checkpointing"]

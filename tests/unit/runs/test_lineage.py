@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from orpo_dist.runs.folder import RunFolder
 from orpo_dist.runs.lineage import (
     SAVING,
     checkpoints,
+    find_best,
     finish_saving,
     newest_checkpoint,
     put_in_place,
@@ -144,3 +146,19 @@ def test_what_is_set_aside_twice_keeps_both(tmp_path: Path) -> None:
         set_aside(make_checkpoint(tmp_path, 10))
     found = sorted(path.name for path in (tmp_path / "set-aside").iterdir())
     assert found == ["checkpoint-10", "checkpoint-10.2"]
+
+
+def test_the_best_model_is_the_whole_one_of_two_places(tmp_path: Path) -> None:
+    """Beside the checkpoint, or where that knows it; of two that are damaged, beside it."""
+    last = make_checkpoint(tmp_path / "new", 20)
+    known = make_checkpoint(tmp_path / "old", 10)
+    (last / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(known)}))
+    beside = tmp_path / "new" / "checkpoint-10"
+    assert find_best(last, 10) == (known, None)  # there is none beside it
+    make_checkpoint(tmp_path / "new", 10)
+    assert find_best(last, 10) == (beside, None)
+    flip(beside / WEIGHTS)
+    assert find_best(last, 10) == (known, None)
+    flip(known / WEIGHTS)
+    found, reason = find_best(last, 10)
+    assert found == beside and reason is not None

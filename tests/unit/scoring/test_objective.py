@@ -42,6 +42,7 @@ def test_losses_by_hand() -> None:
     )
     assert metrics.odds_loss.item() == pytest.approx(odds, abs=1e-6)
     assert metrics.correct.item() == 1
+    assert orpo_loss(scores([-1.0, -2.0], [-1.0, -1.0]), 0.7)[1].correct.item() == 0  # nor a tie
 
 
 @settings(max_examples=500, deadline=None)
