@@ -147,7 +147,7 @@ def make_policy(model: Any, config: ORPOConfig, peft_config: Any = None) -> Any:
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
         model = load_policy(config)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing not in (False, "auto"):
         refuse_checkpointing(_core(model))
     if off := quiet(model):
         logger.info(

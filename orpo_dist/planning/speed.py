@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orpo_dist.batching.steps import Work
 from orpo_dist.engines.engine import Engine
+from orpo_dist.models.recomputing import KEEP_ATTENTION, Form, share
 from orpo_dist.planning.census import Census
 from orpo_dist.planning.skeleton import Method
 
@@ -63,21 +64,23 @@ def step_time(
     micro_batches: int,
     reduces_once: bool,
     work: Work,
-    checkpointing: bool,
+    checkpointing: Form,
     rates: Rates,
 ) -> StepTime:
     """work: of the step, over all ranks. reduces_once: as ``engine.reduces_once``."""
     slower = DEQUANTISING[method.quantization]
     mine = work * (1 / ranks)
+    again = share(checkpointing, census.layers)
     if rates.tokens is not None:
         computing = mine.tokens / rates.tokens
-        recomputing = computing / 3 * checkpointing
+        recomputing = computing / 3 * again
     else:
         assert census.flops is not None
         computing = slower * census.flops(mine) / rates.flops
-        again = 2.0 * census.flops.body * mine.tokens
-        again += 4 * census.flops.layers * census.flops.width * mine.seen
-        recomputing = slower * again / rates.flops * checkpointing
+        forward = 2.0 * census.flops.body * mine.tokens
+        if checkpointing != KEEP_ATTENTION:
+            forward += 4 * census.flops.layers * census.flops.width * mine.seen
+        recomputing = slower * forward / rates.flops * again
     sent = sent_bytes(census, engine, micro_batches, reduces_once) * (ranks - 1) / ranks
     return StepTime(
         computing,

@@ -29,6 +29,7 @@ FREE = (  # may change, and one line says so
     "trust_remote_code", "strict_data", "category_column", "orpo_alpha_start", "orpo_alpha_warmup",
     "epochs", "max_steps", "lr", "warmup_ratio", "weight_decay", "max_grad_norm", "max_bad_steps",
     "mixed_precision", "attention", "max_tokens_per_microbatch", "gradient_checkpointing",
+    "activation_offload", "kernels",
     "lora_dropout", "merge_adapter", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "save_total_limit", "logging_steps", "early_stopping_patience", "early_stopping_threshold",
     "load_best_model_at_end", "log", "hang_timeout", "async_save",

@@ -46,6 +46,11 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
     changes["mixed_precision"] = precision = resolve_precision(config)
     if precision == "fp16" and not torch.cuda.is_available():
         found.append("mixed_precision fp16 needs a GPU; use bf16 or none")
+    if config.activation_offload and not torch.cuda.is_available():
+        found.append(
+            "activation_offload needs a GPU: on a CPU activations are in the host's memory anyway; "
+            "leave it out"
+        )
     found += _unknown_choices(config)
     with noted(found):
         changes |= _strategies(config, has_eval)
@@ -110,13 +115,7 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
     Trainer's own accumulation stays at 1: a planned step is one batch to it.
     """
     mention_idle_gpus("train")
-    names = {field.name for field in fields(TrainingArguments)}
     metric = _eval_metric(config.metric_for_best_model)
-    checkpointing = (
-        "activation_checkpointing"
-        if "activation_checkpointing" in names
-        else "gradient_checkpointing"
-    )
     settings: dict[str, Any] = {
         "output_dir": output_dir,
         "seed": config.seed,
@@ -136,8 +135,6 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         "fp16": config.mixed_precision == "fp16",
         # Trainer takes bf16 for a GPU matter unless told that there is none.
         "use_cpu": config.mixed_precision == "bf16" and not torch.cuda.is_available(),
-        checkpointing: config.gradient_checkpointing,
-        f"{checkpointing}_kwargs": {"use_reentrant": False},
         "eval_strategy": config.eval_strategy or "no",
         "eval_steps": config.eval_steps,
         "save_strategy": config.save_strategy or "no",

@@ -24,7 +24,8 @@ from orpo_dist.batching.token_budget import (
     tokens_of,
 )
 from orpo_dist.config import ORPOConfig
-from orpo_dist.planning.budget import planned_budget
+from orpo_dist.models.recomputing import Away, recompute
+from orpo_dist.planning.budget import planned_budget, planned_form
 from orpo_dist.training.bad_steps import poisoned
 from orpo_dist.training.engine_trainer import EngineTrainer
 from orpo_dist.upstream.accelerate import sync_gradients
@@ -55,7 +56,11 @@ class BudgetTrainer(EngineTrainer):
     # --- before the first step
 
     def settle_budget(self) -> None:
-        """Find the token budget where it is ``auto`` and still open; later calls do nothing."""
+        """Find the token budget where it is ``auto`` and still open; later calls do nothing.
+
+        Before that settles which layers are recomputed, on which it depends.
+        """
+        self._settle_recomputing()
         plan = self.train_plan
         wanted = self.config.max_tokens_per_microbatch == "auto"
         if plan is None or not wanted or plan.token_budget is not None or self._settled:
@@ -64,7 +69,6 @@ class BudgetTrainer(EngineTrainer):
             device = self.args.device
             budget: int | None = planned_budget(self.model, self.config, plan, self.runtime, device)
         else:
-            self._checkpoint_as_in_training()
             budget = find_token_budget(
                 plan, self._fits, lambda fits: not self.runtime.agree_on_most(not fits)
             )
@@ -73,13 +77,22 @@ class BudgetTrainer(EngineTrainer):
 
     _settled = False
 
-    def _checkpoint_as_in_training(self) -> None:
-        """Trainer switches checkpointing on after this: without it a tenth of the tokens fits."""
-        if self.config.gradient_checkpointing:
-            enable = getattr(
-                self.model, "activation_checkpointing_enable", None
-            )  # transformers 5.2x
-            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+    def _settle_recomputing(self) -> None:
+        """Which layers are recomputed: chosen where that is ``auto``, and told to the model."""
+        plan, form = self.train_plan, self.config.gradient_checkpointing
+        if plan is None or self._recomputes:
+            return
+        if form == "auto":
+            device = self.args.device
+            form = planned_form(self.model, self.config, plan, self.runtime, device)
+            self.config = self.config.replace(
+                gradient_checkpointing=form,
+                activation_offload=bool(form) and self.config.activation_offload,
+            )
+        recompute(self.model, form, Away() if self.config.activation_offload else None)
+        self._recomputes = True
+
+    _recomputes = False
 
     def _fits(self, pairs: Sequence[int]) -> bool:
         """Whether forward and backward over these pairs leave room for the optimizer."""

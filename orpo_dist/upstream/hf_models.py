@@ -65,6 +65,17 @@ def block_classes(model: Any) -> set[str]:
 
 
 @reaches_for(
+    "transformers.modeling_layers:GradientCheckpointingLayer@_gradient_checkpointing_func",
+    because="what a recomputed layer begins with may wait in the host's memory",
+    upstream="transformers/modeling_layers.py, GradientCheckpointingLayer (5.23)",
+    until="activation_checkpointing_enable(offload=True) copies without waiting",
+)
+def checkpoint_through(layer: Any, wrap: Callable[[Any], Any]) -> None:
+    """Let the function that recomputes a layer run through ``wrap``."""
+    layer._gradient_checkpointing_func = wrap(layer._gradient_checkpointing_func)
+
+
+@reaches_for(
     f"{MIXED}:_apply_heterogeneous_config@_heterogeneity_spec",
     f"{MIXED}:_HeterogeneitySpec@per_layer_overrides",
     because="a smaller copy of a model has to change what single layers have of their own",
