@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orpo_dist.base.types import UserError
 from orpo_dist.models.kinds import refuse_checkpointing
-from orpo_dist.upstream.hf_models import checkpoint_through
+from orpo_dist.upstream.hf_models import Recomputed
 
 # As the setting says it: False, True, "every:N" or "keep_attention".
 Form = bool | str
@@ -107,7 +107,7 @@ def recompute(model: Any, form: Form, away: Away | None = None) -> None:
     for at, layer in layers:
         layer.gradient_checkpointing = at % step == 0
         if away is not None:
-            checkpoint_through(layer, away)
+            Recomputed.through(layer, away)
 
 
 def numbered_layers(core: nn.Module) -> Iterator[tuple[int, GradientCheckpointingLayer]]:
