@@ -227,6 +227,12 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
         return _first_line(f"does not run here ({type(error).__name__}: {error})")
 
 
+def kernel_score(small: Any) -> proof.Score:
+    """How a miniature is scored where a kernel is proved: packed where it can be, else padded."""
+    teach_ropes(small)
+    return _padded if why_not_packed(small) or teach_packing(small) else _prompts_too()
+
+
 def _prompts_too(varlen: bool = False) -> proof.Score:
     """Packed scores of pairs, under the scope that counts every token there is."""
 

@@ -16,6 +16,7 @@ from orpo_dist.config.names import explain_unknown
 from orpo_dist.config.schema import Strategy
 from orpo_dist.engines.compatibility import accumulation
 from orpo_dist.engines.runtime import Runtime
+from orpo_dist.models.kernels import why_not_kernels
 from orpo_dist.models.model import resolve_precision
 from orpo_dist.scoring.metrics import MEANS, named_metrics
 
@@ -36,7 +37,9 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConfig:
+def resolve(
+    config: ORPOConfig, has_eval: bool, world_size: int = 1, engine: str = "single"
+) -> ORPOConfig:
     """The config with every "default: …" that depends on machine, launch and data filled in.
 
     Raises ``UserError`` for settings that this machine or these data cannot serve.
@@ -51,6 +54,8 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
             "activation_offload needs a GPU: on a CPU activations are in the host's memory anyway; "
             "leave it out"
         )
+    if reason := why_not_kernels(config, engine):
+        found.append(reason)
     found += _unknown_choices(config)
     with noted(found):
         changes |= _strategies(config, has_eval)

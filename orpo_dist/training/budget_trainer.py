@@ -24,6 +24,7 @@ from orpo_dist.batching.token_budget import (
     tokens_of,
 )
 from orpo_dist.config import ORPOConfig
+from orpo_dist.models.kernels import forget_kernels, settle_kernels
 from orpo_dist.models.recomputing import Away, recompute
 from orpo_dist.planning.budget import planned_budget, planned_form
 from orpo_dist.training.bad_steps import poisoned
@@ -58,9 +59,9 @@ class BudgetTrainer(EngineTrainer):
     def settle_budget(self) -> None:
         """Find the token budget where it is ``auto`` and still open; later calls do nothing.
 
-        Before that settles which layers are recomputed, on which it depends.
+        Before that settles which layers are recomputed and what computes them, on which it depends.
         """
-        self._settle_recomputing()
+        self._settle_layers()
         plan = self.train_plan
         wanted = self.config.max_tokens_per_microbatch == "auto"
         if plan is None or not wanted or plan.token_budget is not None or self._settled:
@@ -77,10 +78,11 @@ class BudgetTrainer(EngineTrainer):
 
     _settled = False
 
-    def _settle_recomputing(self) -> None:
-        """Which layers are recomputed: chosen where that is ``auto``, and told to the model."""
+    def _settle_layers(self) -> None:
+        """Which layers are recomputed and what computes them: chosen where that is ``auto``, and
+        told to the model."""
         plan, form = self.train_plan, self.config.gradient_checkpointing
-        if plan is None or self._recomputes:
+        if plan is None or self.kernels is not None:
             return
         if form == "auto":
             device = self.args.device
@@ -90,9 +92,21 @@ class BudgetTrainer(EngineTrainer):
                 activation_offload=bool(form) and self.config.activation_offload,
             )
         recompute(self.model, form, Away() if self.config.activation_offload else None)
-        self._recomputes = True
+        self.kernels = settle_kernels(self.model, self.config, self.runtime, self.args.device)
 
-    _recomputes = False
+    kernels: str | None = None  # what computes the layers while they train, as it came out
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; first finds the token budget, where that is ``auto``.
+
+        Afterwards the model has its own layers, with which it answers and is saved.
+        """
+        self.settle_budget()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            forget_kernels(self.model, self.kernels)
+            self.kernels = None
 
     def _fits(self, pairs: Sequence[int]) -> bool:
         """Whether forward and backward over these pairs leave room for the optimizer."""

@@ -71,8 +71,8 @@ def block_classes(model: Any) -> set[str]:
     because="what a recomputed layer begins with may wait in the host's memory, and what is "
     "compiled of it lies within what is recomputed",
     upstream="transformers/modeling_layers.py, GradientCheckpointingLayer (5.23)",
-    until="activation_checkpointing_enable(offload=True) copies without waiting, and layers compile "
-    "themselves",
+    until="activation_checkpointing_enable(offload=True) copies without waiting, and layers can be "
+    "compiled within it",
 )
 class Recomputed:
     """A layer of transformers that may be recomputed in the backward pass."""
