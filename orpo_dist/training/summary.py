@@ -30,7 +30,8 @@ def derived_truth(trainer: ORPOTrainer) -> str:
         f"parameters train | {len(plan.lengths)} pairs{_forms(trainer)}, {plan.steps_per_epoch} "
         f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | "
         f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}, "
-        f"{trainer.args.device.type}, {precision}, {attention} attention{_layers(trainer)} | {_alpha(config)}, "
+        f"{trainer.args.device.type}, {precision}, {attention} attention{_layers(trainer)} | "
+        f"{_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
 
