@@ -14,7 +14,7 @@ from orpo_dist.models.liger import forget_liger, is_installed, use_liger, why_no
 
 logger = logging.getLogger("orpo_dist")
 
-INSTALL = "pip install 'orpo-dist[kernels]'"
+INSTALL = "pip install 'orpo_dist[kernels]'"
 
 
 def why_not_kernels(config: ORPOConfig, engine: str) -> str | None:
