@@ -73,9 +73,10 @@ def _form(
     A micro-batch of ENOUGH tokens is, or what is the most anyway.
     """
     size, found = int(plan.sizes.max()), {}
+    estimator = _estimator(hf_config, config, plan, machine)
     try:
         for form in forms:
-            pairs, gib = _pairs(hf_config, config, plan, engine, machine, form)
+            pairs, gib = _pairs(estimator, plan, engine, form)
             fits = gib <= machine.usable
             found[form] = pairs * size if fits else 0
             most = pairs_at_most(config, size, _per_rank(plan), machine.gpu) * size
@@ -108,19 +109,15 @@ def _per_rank(plan: StepPlan) -> int:
     return math.ceil(plan.global_batch / plan.world_size)
 
 
-def _pairs(
-    hf_config: Any,
-    config: ORPOConfig,
-    plan: StepPlan,
-    engine: Engine,
-    machine: Machine,
-    form: Form,
-) -> tuple[int, float]:
-    """Pairs of the longest size in a micro-batch that fits, at least one; and GiB of it all."""
+def _estimator(hf_config: Any, config: ORPOConfig, plan: StepPlan, machine: Machine) -> Estimator:
     prompt, chosen, rejected = (int(n) for n in plan.lengths[plan.sizes.argmax()])
-    estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
-    per_rank = _per_rank(plan)
-    most = pairs_at_most(config, int(plan.sizes.max()), per_rank, machine.gpu)
+    return Estimator(hf_config, config, machine, (prompt, chosen, rejected))
+
+
+def _pairs(estimator: Estimator, plan: StepPlan, engine: Engine, form: Form) -> tuple[int, float]:
+    """Pairs of the longest size in a micro-batch that fits, at least one; and GiB of it all."""
+    config, per_rank = estimator.config, _per_rank(plan)
+    most = pairs_at_most(config, int(plan.sizes.max()), per_rank, estimator.machine.gpu)
     with whole_weights():
         pairs, parts = most_pairs_that_fit(
             estimator, engine, method_of(config), form, per_rank, most
@@ -139,7 +136,8 @@ def _budget(
 ) -> int:
     size = int(plan.sizes.max())
     try:
-        pairs, _ = _pairs(hf_config, config, plan, engine, machine, config.gradient_checkpointing)
+        estimator = _estimator(hf_config, config, plan, machine)
+        pairs, _ = _pairs(estimator, plan, engine, config.gradient_checkpointing)
     except Exception as error:  # an architecture that does not run without data
         fallback = config.batch_size * size
         logger.warning(
