@@ -116,6 +116,11 @@ def contradictions(config: ORPOConfig) -> list[str]:
         found.append(
             f"quantization {config.quantization} freezes the base model: add peft (--peft)"
         )
+    if config.activation_offload and not config.gradient_checkpointing:
+        found.append(
+            "activation_offload moves what recomputed layers begin with: set "
+            "gradient_checkpointing (true, every:N, keep_attention or auto)"
+        )
     if config.use_dora and not config.peft:
         found.append("use_dora needs peft (--peft)")
     if config.lora_dtype != "float32" and not config.peft:

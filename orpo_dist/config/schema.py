@@ -138,7 +138,9 @@ class ORPOConfig(BaseModel):
     attention: Literal["auto", "packed", "padded"] = setting("memory", "auto", "packed: one sequence without padding, each prompt once; padded: the reference; auto: packed where the model proves it can")
     max_tokens_per_microbatch: int | Literal["auto"] | None = setting("memory", "auto", "fill micro-batches with up to so many tokens, whatever batch_size says (a longer pair stands alone); changes memory and speed, never the loss; auto: what fits, tried at the start on a GPU, planned where weights are sharded, 512 on a CPU; none: batch_size pairs")
     sequence_parallel: int | Literal["auto"] = setting("memory", 1, "processes that share each sequence, for pairs that do not fit on one: each holds an equal part of the tokens and attends with its share of the heads; auto: as many as the longest pair needs; changes memory and speed, never the loss")
-    gradient_checkpointing: bool = setting("memory", False, "recompute activations in the backward pass: less memory, about a third slower")
+    kernels: Literal["auto", "liger", "compile", "none"] = setting("memory", "auto", "what computes the layers in training. liger: RMSNorm, rope and SwiGLU in Liger's kernels; compile: every layer through torch.compile; none: the model's own code; auto: liger on a GPU where it is installed and proves right, else none")
+    gradient_checkpointing: bool | Literal["auto", "keep_attention"] | str = setting("memory", False, "recompute activations in the backward pass: less memory, and with true about a third slower; every:N: of one layer in N alone; keep_attention: of all layers, but not their attention; auto: the fastest of these that fits the GPU, false on a CPU")
+    activation_offload: bool = setting("memory", False, "with gradient_checkpointing: what recomputed layers begin with waits in the host's memory instead of the GPU's")
     quantization: Literal["int4", "int8"] | None = setting("memory", None, "load the base model in NF4 or int8 (needs peft)")
 
     # --- adapters
@@ -206,6 +208,19 @@ class ORPOConfig(BaseModel):
     @classmethod
     def _processes(cls, value: Any) -> Any:
         return _counted(value, "auto", "processes")
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _recomputed(cls, value: Any) -> Any:
+        word = str(value).lower()
+        if word in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            return word in ("true", "yes", "on", "1")
+        step = word.removeprefix("every:")
+        if step != word and step.isdecimal() and int(step) > 0:
+            return f"every:{int(step)}" if int(step) > 1 else True
+        if word not in ("auto", "keep_attention"):
+            raise ValueError(f"must be true, false, auto, keep_attention or every:N, got {value!r}")
+        return word
 
     @field_validator("orpo_alpha_schedule", mode="before")
     @classmethod

@@ -150,7 +150,7 @@ def make_policy(
     if model is None or isinstance(model, str):
         config = config.replace(model=_named(model, config))
         model = load_policy(config, engine)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing not in (False, "auto"):
         refuse_checkpointing(_core(model))
     if off := quiet(model):
         logger.info(

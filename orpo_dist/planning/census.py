@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from orpo_dist.config import ORPOConfig
 from orpo_dist.models.experts import used_shares
 from orpo_dist.models.flops import ModelFlops, model_flops
-from orpo_dist.planning.layers import depths, kinds_of
+from orpo_dist.planning.layers import kinds_of
 from orpo_dist.planning.skeleton import HALF, QUANTISED_BYTES, Method, build, quantised_weights
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.packed_forward import causal_model
@@ -28,8 +29,8 @@ class Census:
     embedded: of ``trains``, those of embeddings, of which 8-bit optimizers keep a state in 32 bits.
     block: parameters of one layer, block_trains: those that train. largest: of one tensor that
     trains. layers: layers. flops: of a step, None where they cannot be told. active: parameters
-    that one token meets; less than all in a mixture of experts. depths: of the models to trace, as
-    in ``layers.depths``.
+    that one token meets; less than all in a mixture of experts. kinds: what each layer is,
+    as in ``layers.kinds_of``; None where the layers are not found.
     """
 
     trains: int
@@ -47,7 +48,7 @@ class Census:
     hidden: int
     flops: ModelFlops | None
     active: int
-    depths: tuple[int, int] | None
+    kinds: tuple[Hashable, ...] | None
 
     @property
     def total(self) -> int:
@@ -101,17 +102,17 @@ def take_census(hf_config: Any, config: ORPOConfig, method: Method, precision: s
         hidden=number_of(text, "hidden_size") or core.get_input_embeddings().weight.shape[-1],
         flops=model_flops(core),
         active=_active(core, weights),
-        depths=_depths(core, text),
+        kinds=_kinds(core, text),
     )
 
 
-def _depths(core: Any, text: Any) -> tuple[int, int] | None:
+def _kinds(core: Any, text: Any) -> tuple[Hashable, ...] | None:
     layers = number_of(text, "num_hidden_layers")
     lists = [m for m in core.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     if not lists:
         return None
     largest = max(lists, key=lambda held: sum(p.numel() for p in held.parameters()))
-    return depths(kinds_of(list(largest), text))
+    return tuple(kinds_of(list(largest), text))
 
 
 def _active(core: Any, weights: list[Any]) -> int:

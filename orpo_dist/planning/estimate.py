@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from orpo_dist.base.console import count
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import UserError
 from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.engine import Engine, reduces_once
+from orpo_dist.models.recomputing import Form, every, share
 from orpo_dist.planning.census import Census, take_census
+from orpo_dist.planning.layers import depths
 from orpo_dist.planning.memory import GIB, Part, Setting, parts
 from orpo_dist.planning.skeleton import Method, method_of
 from orpo_dist.planning.trace import Lengths, micro_batch_bytes
@@ -95,7 +99,7 @@ class Estimator:
             )
         return self._censuses[method]
 
-    def activations(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
+    def activations(self, method: Method, casts: bool, checkpointing: Form, pairs: int) -> int:
         """Bytes of a micro-batch of the ``pairs`` longest pairs beside weights and gradients.
 
         Two shallow models are traced that differ by one pattern of layers (``layers.depths``), so
@@ -115,22 +119,34 @@ class Estimator:
                 self.untraced = reason_of(error)
         return self._traces.get(key, 0)
 
-    def _all_layers(self, method: Method, casts: bool, checkpointing: bool, pairs: int) -> int:
-        census = self.census(method)
-        few, more = census.depths or (census.layers, None)
-        found = [
-            self._trace(method, casts, checkpointing, pairs, d) for d in census.depths or (None,)
-        ]
-        if more is None:
+    def depths(self, method: Method, checkpointing: Form) -> tuple[int, int] | None:
+        """As ``layers.depths``, where a layer that is computed again is of another kind.
+
+        If only some are, the models end as the whole one does: the last layer that is computed
+        again comes beside all that was kept.
+        """
+        kinds, step = self.census(method).kinds, every(checkpointing)
+        found = depths([(kind, step and at % step == 0) for at, kind in enumerate(kinds or ())])
+        if found is None or step < 2:
+            return found
+        few, more = found
+        rest = (self.census(method).layers - more) % (more - few)
+        return few + rest, more + rest
+
+    def _all_layers(self, method: Method, casts: bool, checkpointing: Form, pairs: int) -> int:
+        shallow = self.depths(method, checkpointing)
+        found = [self._trace(method, casts, checkpointing, pairs, d) for d in shallow or (None,)]
+        if shallow is None:
             return max(found[0])
-        patterns = (census.layers - more) / (more - few)
+        few, more = shallow
+        patterns = (self.census(method).layers - more) / (more - few)
         # Forward and backward each grow by the pattern, but which is larger may change.
         return max(
             round(last + patterns * (last - first)) for first, last in zip(*found, strict=True)
         )
 
     def _trace(
-        self, method: Method, casts: bool, checkpointing: bool, pairs: int, layers: int | None
+        self, method: Method, casts: bool, checkpointing: Form, pairs: int, layers: int | None
     ) -> tuple[int, int]:
         def run(config: ORPOConfig) -> tuple[int, int]:
             return micro_batch_bytes(
@@ -159,7 +175,7 @@ class Estimator:
         engine: Engine,
         pairs: int,
         accumulates: bool,
-        checkpointing: bool = False,
+        checkpointing: Form = False,
         method: Method | None = None,
     ) -> list[Part]:
         """The memory of one process with micro-batches of ``pairs`` pairs.
@@ -179,9 +195,24 @@ class Estimator:
             self.reduces_once(engine, method),
         )
         found = parts(self.census(method), setting)
+        if self.offloads and checkpointing:
+            found.append(self._away(method, casts, checkpointing, pairs))
         if not self.untraced:
             return found
         return [replace(p, how=UNKNOWN) if p.name == "activations" else p for p in found]
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what recomputed layers begin with waits on the host."""
+        return self.config.activation_offload and self.machine.gpu
+
+    def _away(self, method: Method, casts: bool, checkpointing: Form, pairs: int) -> Part:
+        """What waits on the host: the input of every recomputed layer."""
+        census, tokens = self.census(method), pairs * sum(self.longest)
+        number = census.half if method.peft or casts else 4  # bytes
+        layers = math.ceil(share(checkpointing, census.layers) * census.layers)
+        how = f"{layers} layers × {count(tokens)} tokens × {census.hidden} × {number} B"
+        return Part("layer inputs", layers * tokens * census.hidden * number, how, "host")
 
     def reduces_once(self, engine: Engine, method: Method) -> bool:
         """As the run decides it: ``engine.reduces_once``."""

@@ -12,6 +12,7 @@ from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.compatibility import accumulation, refuse_impossible
 from orpo_dist.engines.engine import Engine
 from orpo_dist.launch import presets
+from orpo_dist.models.recomputing import FORMS, Form
 from orpo_dist.planning.data import Data
 from orpo_dist.planning.estimate import Estimator, Machine, device_gib, host_gib
 from orpo_dist.planning.memory import Part
@@ -39,7 +40,7 @@ class Candidate:
 
     method: Method
     preset: str
-    checkpointing: bool
+    checkpointing: Form
     pairs: int
     tokens: int
     micro_batches: int
@@ -62,7 +63,7 @@ class Candidate:
     @property
     def rank(self) -> tuple[float, int, bool]:
         """Sorts the fastest first, then by how involved the preset is."""
-        return (self.seconds, ORDER.index(self.preset), self.checkpointing)
+        return (self.seconds, ORDER.index(self.preset), bool(self.checkpointing))
 
 
 class Planner:
@@ -81,8 +82,9 @@ class Planner:
         return [asked, *(method for method in METHODS if method != asked)]
 
     def candidates(self, method: Method) -> Iterator[Candidate]:
-        """Every preset, without and with gradient checkpointing unless that is asked for."""
-        wanted = (True,) if self.config.gradient_checkpointing else (False, True)
+        """Every preset, without and with gradient checkpointing unless a form is asked for."""
+        asked = self.config.gradient_checkpointing
+        wanted = FORMS if asked == "auto" else (asked,) if asked else (False, True)
         for preset in sorted(self._presets(), key=ORDER.index):
             for checkpointing in wanted:
                 yield self.candidate(method, preset, checkpointing)
@@ -95,7 +97,7 @@ class Planner:
             return [n for n in names if n == "single" or presets.find(n).engine.offload != "none"]
         return [name for name in names if name != "single"]
 
-    def candidate(self, method: Method, preset: str, checkpointing: bool) -> Candidate:
+    def candidate(self, method: Method, preset: str, checkpointing: Form) -> Candidate:
         """With the largest micro-batch that fits, at least one pair."""
         most = pairs_at_most(self.config, self.size, self.per_rank, self.machine.gpu)
         engine = presets.find(preset).engine
@@ -118,7 +120,7 @@ class Planner:
         return prompt + chosen + rejected
 
     def _with_pairs(
-        self, method: Method, preset: str, checkpointing: bool, pairs: int, found: list[Part]
+        self, method: Method, preset: str, checkpointing: Form, pairs: int, found: list[Part]
     ) -> Candidate:
         machine, engine = self.machine, presets.find(preset).engine
         micro_batches = math.ceil(self.per_rank / pairs)
@@ -159,7 +161,7 @@ def most_pairs_that_fit(
     estimator: Estimator,
     engine: Engine,
     method: Method,
-    checkpointing: bool,
+    checkpointing: Form,
     per_rank: int,
     most: int,
 ) -> tuple[int, list[Part]]:

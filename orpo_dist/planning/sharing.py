@@ -39,13 +39,13 @@ def _fewest(config: ORPOConfig, hf_config: Any, lengths: np.ndarray, here: Runti
     prompt, chosen, rejected = (int(n) for n in lengths[lengths.sum(1).argmax()])
     machine = machine_of(here)
     tokens = prompt + chosen + rejected
+    asked = config.gradient_checkpointing
+    form = True if asked == "auto" else asked  # which takes the least, if it must
     try:
         with whole_weights():
             estimator = Estimator(hf_config, config, machine, (prompt, chosen, rejected))
             for size in sizes(config, here.world_size):
-                parts = estimator.over(size).parts(
-                    here.engine, 1, True, config.gradient_checkpointing, method_of(config)
-                )
+                parts = estimator.over(size).parts(here.engine, 1, True, form, method_of(config))
                 needed = device_gib(parts)
                 if needed <= machine.of_process:
                     break

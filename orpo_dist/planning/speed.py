@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orpo_dist.batching.steps import Work
 from orpo_dist.engines.engine import Engine
+from orpo_dist.models.recomputing import KEEP_ATTENTION, Form, share
 from orpo_dist.planning.census import Census
 from orpo_dist.planning.skeleton import Method
 
@@ -63,7 +64,7 @@ def step_time(
     micro_batches: int,
     reduces_once: bool,
     work: Work,
-    checkpointing: bool,
+    checkpointing: Form,
     rates: Rates,
     sequence: int = 1,
 ) -> StepTime:
@@ -71,17 +72,19 @@ def step_time(
     that share each."""
     slower = DEQUANTISING[method.quantization]
     mine = work * (1 / ranks)
+    again = share(checkpointing, census.layers)
     if rates.tokens is not None:
         computing = mine.tokens / rates.tokens
-        recomputing = computing / 3 * checkpointing
+        recomputing = computing / 3 * again
     else:
         assert census.flops is not None
         computing = slower * census.flops(mine) / rates.flops
-        again = 2.0 * census.flops.body * mine.tokens
-        again += 4 * census.flops.layers * census.flops.width * mine.seen
-        recomputing = slower * again / rates.flops * checkpointing
+        forward = 2.0 * census.flops.body * mine.tokens
+        if checkpointing != KEEP_ATTENTION:
+            forward += 4 * census.flops.layers * census.flops.width * mine.seen
+        recomputing = slower * forward / rates.flops * again
     sent = sent_bytes(census, engine, micro_batches, reduces_once) * (ranks - 1) / ranks
-    sent += exchanged_bytes(census, mine.tokens, checkpointing) * (sequence - 1) / sequence
+    sent += exchanged_bytes(census, mine.tokens, again) * (sequence - 1) / sequence
     return StepTime(
         computing,
         recomputing,
@@ -107,13 +110,13 @@ def sent_bytes(census: Census, engine: Engine, micro_batches: int, reduces_once:
     return sent + census.half * census.trains
 
 
-def exchanged_bytes(census: Census, tokens: float, checkpointing: bool) -> float:
+def exchanged_bytes(census: Census, tokens: float, again: float) -> float:
     """What a rank sends around attention for so many tokens of its own, up to (P - 1) / P.
 
     Queries, keys, values and outputs, each as wide as the model (fewer key heads send less), in
-    forward and backward, and again where layers are recomputed.
+    forward and backward, and once more in the share of the layers that are recomputed.
     """
-    return census.half * 4.0 * census.hidden * census.layers * tokens * (2 + checkpointing)
+    return census.half * 4.0 * census.hidden * census.layers * tokens * (2 + again)
 
 
 def _offloading(census: Census, engine: Engine, ranks: int, micro_batches: int) -> float:

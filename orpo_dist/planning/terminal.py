@@ -59,7 +59,7 @@ def table(candidates: list[Candidate]) -> str:
         time = f"{c.time.seconds:>9.3g}{c.time.sent_gb:>9.3g}" if c.time else f"{'-':>9}{'-':>9}"
         sizes = f"{c.device_gib:>7.1f}{c.host_gib:>6.0f}{c.pairs:>7}{c.micro_batches:>7}{time}"
         lines.append(
-            f"{c.method!s:<11}{c.preset:<15}{'on' if c.checkpointing else 'off':<15}"
+            f"{c.method!s:<11}{c.preset:<15}{_form(c):<15}"
             + (sizes if c.parts else "")
             + (f"  {c.why_not}" if c.why_not else "")
         )
@@ -140,11 +140,20 @@ def closest(candidates: list[Candidate]) -> str:
     return f"{name_of(best)}: {best.why_not}"
 
 
+def _form(c: Candidate) -> str:
+    return c.checkpointing if isinstance(c.checkpointing, str) else ("off", "on")[c.checkpointing]
+
+
+def _recomputing(c: Candidate) -> str:
+    if not c.checkpointing:
+        return ""
+    return ", gradient checkpointing" + ("" if c.checkpointing is True else f" {c.checkpointing}")
+
+
 def name_of(c: Candidate) -> str:
-    return f"{c.method}, {c.preset}" + ", gradient checkpointing" * c.checkpointing
+    return f"{c.method}, {c.preset}{_recomputing(c)}"
 
 
 def _short(c: Candidate) -> str:
-    checkpointing = ", gradient checkpointing" if c.checkpointing else ""
     seconds = f", {c.time.seconds:.3g} s a step" if c.time else ""
-    return f"{c.preset}{checkpointing}: {c.device_gib:.1f} GiB{seconds}"
+    return f"{c.preset}{_recomputing(c)}: {c.device_gib:.1f} GiB{seconds}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orpo_dist.base.types import Pair
 from orpo_dist.config import ORPOConfig
-from orpo_dist.models.kinds import refuse_checkpointing
+from orpo_dist.models.recomputing import LEAST_BYTES, Away, Form, recompute
 from orpo_dist.planning.skeleton import HALF, Method, build
 from orpo_dist.scoring import packed_forward
 from orpo_dist.scoring.finish import Finish
@@ -61,7 +61,7 @@ def micro_batch_bytes(
     pairs: Sequence[Lengths],
     layers: int | None = None,
     engine_casts: bool = False,
-    checkpointing: bool = False,
+    checkpointing: Form = False,
     *,
     gpu: int | None,
 ) -> tuple[int, int]:
@@ -72,8 +72,7 @@ def micro_batch_bytes(
     """
     check("hf_models", "torch")
     model = build(hf_config, config, method, precision, layers, engine_casts)
-    if checkpointing:
-        _checkpoint(model)
+    recompute(model, checkpointing, _Away() if gpu and config.activation_offload else None)
     with without_data(), _experts():
         _off_meta(model)
         core = packed_forward.causal_model(model)
@@ -128,12 +127,19 @@ def _held(model: Any) -> Iterator[Tensor]:
             yield parameter.grad
 
 
-def _checkpoint(model: Any) -> None:
-    refuse_checkpointing(packed_forward.causal_model(model))
-    settings = {"use_reentrant": False}
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    enable = enable or model.gradient_checkpointing_enable
-    enable(settings)
+class _Away(Away):
+    """Of a tensor that went to the host there is nothing left here but its form."""
+
+    def put(self, tensor: Tensor) -> Any:
+        if tensor.nbytes < LEAST_BYTES:
+            return tensor
+        return tensor.shape, tensor.stride(), tensor.dtype
+
+    def fetch(self, held: Any) -> Tensor:
+        if isinstance(held, Tensor):
+            return held
+        shape, stride, dtype = held
+        return torch.empty_strided(shape, stride, dtype=dtype)
 
 
 class PlannedGpu(Hardware):
@@ -171,8 +177,8 @@ class PlannedGpu(Hardware):
         return softcap is None and query.shape[-1] <= MAX_HEAD_DIM
 
     def attend(self, *given: Any, return_aux: Any = None, **options: Any) -> Any:
-        output = _Flash.apply(*given[:3])
-        return output if return_aux is None else (output, _normaliser(given[0]))
+        output, normaliser = planned_attention(*given[:3])
+        return output if return_aux is None else (output, normaliser)
 
     def attend_backward(self, _: Tensor, saved: tuple[Tensor, ...], *__: Any) -> Any:
         return tuple(torch.empty_like(x) for x in saved[:3])
@@ -198,18 +204,29 @@ class _Grouped(torch.autograd.Function):
         return tuple(torch.empty_like(x) if needed else None for x, needed in wanted)
 
 
-class _Flash(torch.autograd.Function):
-    """What a flash attention keeps: inputs, output and one fp32 normaliser per row and head."""
+@torch.library.custom_op("orpo_dist::planned_attention", mutates_args=())
+def planned_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """What a flash attention makes: its output, and one fp32 normaliser per row and head.
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, _normaliser(query))
-        return output
+    An operation of its own, so that what keeps attention for the backward pass knows it.
+    """
+    return torch.empty_like(query), _normaliser(query).clone()
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+@planned_attention.register_fake
+def _planned(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), _normaliser(query)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _slopes(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+planned_attention.register_autograd(_slopes, setup_context=_keep)
 
 
 def _normaliser(query: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ FREE = (  # may change, and one line says so
     "trust_remote_code", "strict_data", "category_column", "orpo_alpha_start", "orpo_alpha_warmup",
     "epochs", "max_steps", "lr", "warmup_ratio", "weight_decay", "max_grad_norm", "max_bad_steps",
     "mixed_precision", "attention", "max_tokens_per_microbatch", "sequence_parallel",
-    "gradient_checkpointing", "lora_dropout", "lora_dtype", "merge_adapter", "eval_strategy",
-    "eval_steps", "save_strategy", "save_steps", "save_total_limit", "logging_steps",
-    "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "log",
-    "hang_timeout", "async_save",
+    "gradient_checkpointing", "activation_offload", "kernels", "lora_dropout", "lora_dtype",
+    "merge_adapter", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "save_total_limit", "logging_steps", "early_stopping_patience", "early_stopping_threshold",
+    "load_best_model_at_end", "log", "hang_timeout", "async_save",
 )  # fmt: skip
 CUT = ("batch_size", "gradient_accumulation", "global_batch_size")  # the step stays as it is
 FILES = ("data_path", "train_split")  # may be called otherwise if the pairs are the same

@@ -159,6 +159,14 @@ def _packed(
     return attend(query, key, value, s_aux)
 
 
+def keep_apart() -> None:
+    """Let packed attention stay outside of what is compiled: a graph holds no lists of pairs."""
+    for former in FORMER:
+        AttentionInterface.register(
+            PREFIX + former, torch.compiler.disable(_implementation(former))
+        )
+
+
 for _former in FORMER:
     AttentionInterface.register(PREFIX + _former, _implementation(_former))
     AttentionMaskInterface.register(

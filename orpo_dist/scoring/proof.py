@@ -202,11 +202,12 @@ def model_fails(model: Any, packed: Any, padded: Any) -> str | None:
     return f"scores differently packed (by {apart:.1g} nats a token)"
 
 
-def kernel_fails(model: Any, by_sdpa: Score, by_kernel: Score) -> str | None:
+def kernel_fails(model: Any, by_sdpa: Score, by_kernel: Score, plainly: str = "SDPA") -> str | None:
     """Why a kernel is not to be used with this model on its device; None if it is as good as SDPA.
 
     Both compute in bf16 and are held against fp32, in which no kernel but SDPA runs: the kernel
-    may be off by no more than a few times what rounding costs SDPA.
+    may be off by no more than a few times what rounding costs SDPA. plainly: what stands in SDPA's
+    place, where the kernel is not one of attention.
     """
     pairs = some_pairs(model.config.get_text_config().vocab_size)
     exact, slope = measured(model, packed_scores(by_sdpa(model, pairs)))
@@ -218,4 +219,7 @@ def kernel_fails(model: Any, by_sdpa: Score, by_kernel: Score) -> str | None:
     (rounding, turning), (apart, turned) = errors
     if apart <= 3 * rounding + 1e-3 and turned <= 3 * turning + 1e-3:
         return None
-    return f"computes something else here (by {apart:.1g} nats a token, SDPA by {rounding:.1g})"
+    return (
+        f"computes something else here (by {apart:.1g} nats a token, {plainly} by "
+        f"{rounding:.1g}; gradients by {turned:.1%} and {turning:.1%})"
+    )

@@ -253,9 +253,15 @@ def kernel_differs(core: Any, device: torch.device) -> str | None:
         with proof.undisturbed():
             small = miniature(core).to(device)
             assert teach_packing(small) is None
-            return proof.kernel_fails(small, *(_prompts_too(varlen) for varlen in (False, True)))
+            return proof.kernel_fails(small, _prompts_too(), _prompts_too(varlen=True))
     except Exception as error:  # a device or head size that the kernel was not built for
         return _first_line(f"does not run here ({type(error).__name__}: {error})")
+
+
+def kernel_score(small: Any) -> proof.Score:
+    """How a miniature is scored where a kernel is proved: packed where it can be, else padded."""
+    teach_ropes(small)
+    return _padded if why_not_packed(small) or teach_packing(small) else _prompts_too()
 
 
 def _prompts_too(varlen: bool = False) -> proof.Score:

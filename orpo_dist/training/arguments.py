@@ -17,6 +17,7 @@ from orpo_dist.config.schema import Strategy
 from orpo_dist.engines.compatibility import accumulation
 from orpo_dist.engines.mesh import check_sequence
 from orpo_dist.engines.runtime import Runtime
+from orpo_dist.models.kernels import why_not_kernels
 from orpo_dist.models.model import resolve_precision
 from orpo_dist.scoring.metrics import MEANS, named_metrics
 
@@ -37,7 +38,9 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConfig:
+def resolve(
+    config: ORPOConfig, has_eval: bool, world_size: int = 1, engine: str = "single"
+) -> ORPOConfig:
     """The config with every "default: …" that depends on machine, launch and data filled in.
 
     Raises ``UserError`` for settings that this machine or these data cannot serve.
@@ -49,6 +52,13 @@ def resolve(config: ORPOConfig, has_eval: bool, world_size: int = 1) -> ORPOConf
         found.append("mixed_precision fp16 needs a GPU; use bf16 or none")
     if config.lora_dtype == "bfloat16" and precision != "bf16":
         found.append(f"lora_dtype bfloat16 needs mixed_precision bf16, and it is {precision}")
+    if config.activation_offload and not torch.cuda.is_available():
+        found.append(
+            "activation_offload needs a GPU: on a CPU activations are in the host's memory anyway; "
+            "leave it out"
+        )
+    if reason := why_not_kernels(config, engine):
+        found.append(reason)
     found += _unknown_choices(config)
     with noted(found):
         changes |= _strategies(config, has_eval)
@@ -116,13 +126,7 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
     Trainer's own accumulation stays at 1: a planned step is one batch to it.
     """
     mention_idle_gpus("train")
-    names = {field.name for field in fields(TrainingArguments)}
     metric = _eval_metric(config.metric_for_best_model)
-    checkpointing = (
-        "activation_checkpointing"
-        if "activation_checkpointing" in names
-        else "gradient_checkpointing"
-    )
     settings: dict[str, Any] = {
         "output_dir": output_dir,
         "seed": config.seed,
@@ -142,8 +146,6 @@ def training_arguments(config: ORPOConfig, output_dir: str, runtime: Runtime) ->
         "fp16": config.mixed_precision == "fp16",
         # Trainer takes bf16 for a GPU matter unless told that there is none.
         "use_cpu": config.mixed_precision == "bf16" and not torch.cuda.is_available(),
-        checkpointing: config.gradient_checkpointing,
-        f"{checkpointing}_kwargs": {"use_reentrant": False},
         "eval_strategy": config.eval_strategy or "no",
         "eval_steps": config.eval_steps,
         "save_strategy": config.save_strategy or "no",

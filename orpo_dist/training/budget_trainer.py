@@ -24,7 +24,9 @@ from orpo_dist.batching.token_budget import (
     tokens_of,
 )
 from orpo_dist.config import ORPOConfig
-from orpo_dist.planning.budget import planned_budget
+from orpo_dist.models.kernels import forget_kernels, settle_kernels
+from orpo_dist.models.recomputing import Away, recompute
+from orpo_dist.planning.budget import planned_budget, planned_form
 from orpo_dist.planning.memory import is_paged, moments
 from orpo_dist.training.bad_steps import poisoned
 from orpo_dist.training.engine_trainer import EngineTrainer
@@ -56,7 +58,11 @@ class BudgetTrainer(EngineTrainer):
     # --- before the first step
 
     def settle_budget(self) -> None:
-        """Find the token budget where it is ``auto`` and still open; later calls do nothing."""
+        """Find the token budget where it is ``auto`` and still open; later calls do nothing.
+
+        Before that settles which layers are recomputed and what computes them, on which it depends.
+        """
+        self._settle_layers()
         plan = self.train_plan
         wanted = self.config.max_tokens_per_microbatch == "auto"
         if plan is None or not wanted or plan.token_budget is not None or self._settled:
@@ -64,7 +70,6 @@ class BudgetTrainer(EngineTrainer):
         if self._works_together:
             budget: int | None = planned_budget(self.model, self.config, plan, self.runtime)
         else:
-            self._checkpoint_as_in_training()
             budget = find_token_budget(
                 plan, self._fits, lambda fits: not self.runtime.agree_on_most(not fits)
             )
@@ -79,13 +84,34 @@ class BudgetTrainer(EngineTrainer):
         shares = self.scorer.sequence.size > 1
         return shares or self.is_deepspeed_enabled or self.is_fsdp_enabled
 
-    def _checkpoint_as_in_training(self) -> None:
-        """Trainer switches checkpointing on after this: without it a tenth of the tokens fits."""
-        if self.config.gradient_checkpointing:
-            enable = getattr(
-                self.model, "activation_checkpointing_enable", None
-            )  # transformers 5.2x
-            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+    def _settle_layers(self) -> None:
+        """Which layers are recomputed and what computes them: chosen where that is ``auto``, and
+        told to the model."""
+        plan, form = self.train_plan, self.config.gradient_checkpointing
+        if plan is None or self.kernels is not None:
+            return
+        if form == "auto":
+            form = planned_form(self.model, self.config, plan, self.runtime)
+            self.config = self.config.replace(
+                gradient_checkpointing=form,
+                activation_offload=bool(form) and self.config.activation_offload,
+            )
+        recompute(self.model, form, Away() if self.config.activation_offload else None)
+        self.kernels = settle_kernels(self.model, self.config, self.runtime, self.args.device)
+
+    kernels: str | None = None  # what computes the layers while they train, as it came out
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; first finds the token budget, where that is ``auto``.
+
+        Afterwards the model has its own layers, with which it answers and is saved.
+        """
+        self.settle_budget()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            forget_kernels(self.model, self.kernels)
+            self.kernels = None
 
     def _fits(self, pairs: Sequence[int]) -> bool:
         """Whether forward and backward over these pairs leave room for the optimizer."""

@@ -32,7 +32,7 @@ def settle(
     config: ORPOConfig, model: Any, has_eval: bool, here: Runtime, tokenizer: Any = None
 ) -> Settled:
     """model: as in ``ORPOTrainer``. tokenizer: default, the model's own. Raises ``UserError``."""
-    config = resolve(config, has_eval, here.world_size)
+    config = resolve(config, has_eval, here.world_size, here.engine.name)
     if model is None or isinstance(model, str):
         config = going_on(config, model)
     tokenizer, model_config, rows = look_at(model, config, tokenizer)

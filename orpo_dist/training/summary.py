@@ -31,7 +31,8 @@ def derived_truth(trainer: ORPOTrainer) -> str:
         f"parameters train | {len(plan.lengths)} pairs{_forms(trainer)}, {plan.steps_per_epoch} "
         f"steps an epoch, {total_steps(config, plan)} in all | a step: {_step(trainer)} | "
         f"{trainer.runtime.engine} on {world} process{'es' * (world > 1)}{shared}, "
-        f"{trainer.args.device.type}, {precision}, {attention} attention | {_alpha(config)}, "
+        f"{trainer.args.device.type}, {precision}, {attention} attention{_layers(trainer)} | "
+        f"{_alpha(config)}, "
         f"{config.loss_form} loss over the {config.nll_scope.replace('_', ' ')}"
     )
 
@@ -48,6 +49,9 @@ def settled_facts(trainer: ORPOTrainer) -> dict[str, Any]:
         "device": args.device.type,
         "precision": config.mixed_precision,
         "attention": "packed" if trainer.scorer.packed else "padded",
+        "kernels": trainer.kernels,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "activation_offload": config.activation_offload,
         "pairs_per_step": plan.global_batch,
         "gradient_accumulation": config.gradient_accumulation,
         "pairs_per_microbatch": plan.micro_batch,
@@ -61,6 +65,18 @@ def settled_facts(trainer: ORPOTrainer) -> dict[str, Any]:
         "save_strategy": config.save_strategy,
         "logging_steps": config.logging_steps,
     }
+
+
+def _layers(trainer: ORPOTrainer) -> str:
+    """What computes the layers, and which of them again in the backward pass."""
+    config = trainer.config
+    said = {"liger": "Liger's layers", "compile": "compiled layers"}.get(str(trainer.kernels), "")
+    if not said and config.kernels == "auto":
+        said = "kernels auto: the model's own layers"
+    again = config.gradient_checkpointing
+    recomputed = f"recomputed {'all' if again is True else again}" if again else ""
+    away = "their inputs on the host" if config.activation_offload else ""
+    return "".join(f", {part}" for part in (said, recomputed, away) if part)
 
 
 FORMS = {

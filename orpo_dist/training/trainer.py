@@ -240,8 +240,7 @@ class ORPOTrainer(MeasuringTrainer):
         self.suspects.forget()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; first finds the token budget, where that is ``auto``."""
-        self.settle_budget()
+        """As ``BudgetTrainer``."""
         self._mention_idle_steps()
         return super().train(*args, **kwargs)
 

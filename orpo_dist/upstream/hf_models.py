@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,6 +64,35 @@ def takes_attention(model: Any) -> bool:
 def block_classes(model: Any) -> set[str]:
     """The names of the classes of a model's layers; empty where it does not say."""
     return set(getattr(model, "_no_split_modules", None) or ())
+
+
+@reaches_for(
+    "transformers.modeling_layers:GradientCheckpointingLayer@_gradient_checkpointing_func",
+    because="what a recomputed layer begins with may wait in the host's memory, and what is "
+    "compiled of it lies within what is recomputed",
+    upstream="transformers/modeling_layers.py, GradientCheckpointingLayer (5.23)",
+    until="activation_checkpointing_enable(offload=True) copies without waiting, and layers can be "
+    "compiled within it",
+)
+class Recomputed:
+    """A layer of transformers that may be recomputed in the backward pass."""
+
+    @staticmethod
+    def through(layer: Any, wrap: Callable[[Any], Any]) -> None:
+        """Let the function that recomputes it run through ``wrap``."""
+        layer._gradient_checkpointing_func = wrap(layer._gradient_checkpointing_func)
+
+    @staticmethod
+    def plain(layer: Any) -> Callable[..., Any]:
+        """Its forward, of which nothing is recomputed."""
+        return types.MethodType(type(layer).forward.__wrapped__, layer)
+
+    @staticmethod
+    def run(layer: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As the layer does it, with another forward: recomputed where it is set so."""
+        if not layer.gradient_checkpointing:
+            return forward(*args, **kwargs)
+        return layer._gradient_checkpointing_func(functools.partial(forward, **kwargs), *args)
 
 
 @reaches_for(

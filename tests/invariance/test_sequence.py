@@ -63,8 +63,8 @@ def assert_same(mine: Path, theirs: Path, bound: float = RELATIVE) -> None:
     ("preset", "processes", "size", "flags"),
     [
         ("ddp", 2, 2, []),
-        ("ddp", 4, 4, ["--gradient-checkpointing"]),
-        ("ddp", 4, 2, ["--batch-size", "1"]),
+        ("ddp", 4, 4, ["--gradient-checkpointing", "keep_attention"]),
+        ("ddp", 4, 2, ["--batch-size", "1", "--gradient-checkpointing", "every:2"]),
         ("zero3", 2, 2, []),
         ("fsdp2", 2, 2, ["--gradient-checkpointing"]),
     ],

@@ -128,10 +128,10 @@ def test_a_few_layers_tell_of_all(
     shape = tiny_config(family).to_dict() | changed
     config = transformers.CONFIG_MAPPING[family].from_dict(shape)
     few = planner(config).estimator
-    assert few.census(Method()).depths is not None
+    assert few.depths(Method(), False) is not None
     from_few = few.activations(Method(), False, checkpointing, 1)
     assert few.untraced == ""
-    monkeypatch.setattr("orpo_dist.planning.census.depths", lambda kinds: None)
+    monkeypatch.setattr("orpo_dist.planning.estimate.depths", lambda kinds: None)
     whole = planner(config).estimator.activations(Method(), False, checkpointing, 1)
     assert from_few == pytest.approx(whole, rel=0.01)
 

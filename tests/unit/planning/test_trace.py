@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orpo_dist.config import ORPOConfig
+from orpo_dist.models.recomputing import Form, recompute
 from orpo_dist.planning.estimate import Estimator, Machine
 from orpo_dist.planning.skeleton import Method
 from tests.unit.planning.plans import small_llama
@@ -16,10 +17,10 @@ from tests.unit.planning.plans import small_llama
 
 
 @pytest.mark.parametrize("peft", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, "every:2", "keep_attention", True])
 @pytest.mark.parametrize("attention", ["packed", "padded"])
 def test_activations_are_those_of_a_real_step(
-    peft: bool, checkpointing: bool, attention: str
+    peft: bool, checkpointing: Form, attention: str
 ) -> None:
     """Planned from two and three layers; allocated by five, counted by torch's own profiler."""
     hf_config = small_llama(5)
@@ -32,7 +33,7 @@ def test_activations_are_those_of_a_real_step(
 
 
 def really_allocated(
-    hf_config: Any, config: ORPOConfig, checkpointing: bool, lengths: Any, count: int
+    hf_config: Any, config: ORPOConfig, checkpointing: Form, lengths: Any, count: int
 ) -> float:
     """Peak bytes of one micro-batch beside weights and gradients, of real tensors."""
     import torch
@@ -48,8 +49,7 @@ def really_allocated(
     if config.peft:
         model = add_adapter(model, lora_config(config))
     model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model, checkpointing)
     scorer = make_scorer(model, config.attention)
     pairs = [Pair(*(np.arange(3, 3 + n).tolist() for n in lengths)) for _ in range(count)]
     batch = scorer.collate(pairs)

@@ -28,4 +28,6 @@ def test_what_configs_say() -> None:
 
 def test_both_factors_as_one() -> None:
     assert Finish().scale == 1.0
+    logits = torch.tensor([[-90.0, 3.0, 60.0]])  # in this order where a family does several
+    assert torch.equal(Finish(0.5, 2.0, 30.0)(logits), torch.tanh(logits / 4 / 30) * 30)
     assert Finish(3.0, 4.0).scale == 0.75

@@ -106,7 +106,7 @@ def test_the_trial_checkpoints_as_training_will(
 ) -> None:
     trainer = trainer_of(tiny_model_dir, demo_rows[:16], tmp_path, gradient_checkpointing=True)
     assert not trainer.model.is_gradient_checkpointing
-    trainer._checkpoint_as_in_training()
+    trainer.settle_budget()
     assert trainer.model.is_gradient_checkpointing
 
 
