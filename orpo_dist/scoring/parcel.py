@@ -30,19 +30,25 @@ def together(arrays: Mapping[str, np.ndarray], pinned: bool = False) -> dict[str
     for array in arrays.values():
         places.append(size)
         size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer = _buffer(size, pinned)
-    bytes_ = buffer.numpy()
+    bytes_, held = _buffer(size, pinned)
     for place, array in zip(places, arrays.values(), strict=True):
         bytes_[place : place + array.nbytes].view(array.dtype)[:] = array.ravel()
+    buffer = torch.from_numpy(bytes_) if held is None else held
     return {
         name: _view(buffer, place, getattr(torch, array.dtype.name), array.shape)
         for place, (name, array) in zip(places, arrays.items(), strict=True)
     }
 
 
-def _buffer(size: int, pinned: bool) -> Tensor:
-    """(size,) bytes, whatever they hold."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+def _buffer(size: int, pinned: bool) -> tuple[np.ndarray, Tensor | None]:
+    """(size,) bytes, whatever they hold; and, if pinned, the tensor that they are of.
+
+    Otherwise a tensor is made of them when they are written: in a plan it has no numbers.
+    """
+    if not pinned:
+        return np.empty(size, dtype=np.uint8), None
+    held = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    return held.numpy(), held
 
 
 class Parcel:

@@ -70,9 +70,10 @@ def in_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         asked.append(threading.current_thread().name)
         return step
 
-    def buffer(size: int, pinned: bool) -> torch.Tensor:
+    def buffer(size: int, pinned: bool) -> tuple[np.ndarray, torch.Tensor]:
         buffers.append((threading.current_thread().name.rstrip("0123456789"), pinned))
-        return torch.full((size,), 255, dtype=torch.uint8)  # whatever was there
+        held = torch.full((size,), 255, dtype=torch.uint8)  # whatever was there
+        return held.numpy(), held
 
     buffers: list[tuple[str, bool]] = []
     plain = orpo_dist.training.trainer.step_loader
