@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orpo_dist.base.types import Pair
 from orpo_dist.data.pairs import PairDataset
+from orpo_dist.engines.mesh import WHOLE
 from orpo_dist.scoring.hardware import HERE
 from orpo_dist.scoring.packing import PackedBatch, pack_pairs
 from orpo_dist.scoring.padding import PaddedBatch, pad_pairs
@@ -128,7 +129,8 @@ def dataset(pairs: list[Pair]) -> PairDataset:
 def test_packed_batches_are_those_of_the_loop(pairs: list[Pair], scope: str) -> None:
     found = as_lists(pack_pairs(pairs, scope, varlen=True, routed=True))
     layout, segments = found.pop("varlen"), found.pop("segments")
-    assert [found.pop(name) for name in ("rows", "sides", "hardware")] == [None, None, HERE]
+    alone = [found.pop(name) for name in ("rows", "sides", "hardware", "sequence")]
+    assert alone == [None, None, HERE, WHOLE]
     parts = [
         (b, *part)
         for b, p in enumerate(pairs)
