@@ -81,8 +81,8 @@ def work(options: Any) -> None:
 
     from orpo_dist.engines import runtime
     from orpo_dist.engines.mesh import mesh_of
+    from orpo_dist.scoring.ranks import spread
     from orpo_dist.scoring.scorer import make_scorer
-    from orpo_dist.scoring.spread import spread
 
     here = runtime.start()
     torch.manual_seed(0)

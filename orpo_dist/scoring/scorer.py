@@ -13,11 +13,10 @@ import torch
 
 from orpo_dist.base.reasons import reason_of
 from orpo_dist.base.types import Pair, PairScores, UserError
-from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.mesh import WHOLE, SequenceGroup
-from orpo_dist.engines.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.finish import Finish
+from orpo_dist.scoring.flash import use, use_newest
 from orpo_dist.scoring.hardware import HERE, Hardware
 from orpo_dist.scoring.masks import Unpackable
 from orpo_dist.scoring.miniature import in_fp32, is_small, miniature
@@ -40,8 +39,6 @@ logger = logging.getLogger("orpo_dist")
 
 Batch = PackedBatch | PaddedBatch
 
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 # How torch says that an operation met two precisions.
 MIXED_UP = re.compile(
     r"same (scalar type|dtype)|dtypes match|scalar type \w+ but found|have different dtype"
@@ -56,6 +53,7 @@ class Scorer:
     rows: packed, but some layers need every answer as a row of its own. switches: lengths at which
     the model's ropes change. top_k: experts a token, where the balance of experts is asked for
     (``routing``). hardware: what computes the packed batches. sequence: who shares their tokens.
+    flash: which flash attention is behind torch's kernel; None: its own.
     """
 
     packed: bool
@@ -67,6 +65,7 @@ class Scorer:
     top_k: int | None = None
     hardware: Hardware = HERE
     sequence: SequenceGroup = WHOLE
+    flash: str | None = None
 
     @property
     def padded(self) -> bool:
@@ -144,9 +143,9 @@ def make_scorer(
     with proof.undisturbed():
         reason = why_not_packed(core) or _unproved(model)
     if reason is None:
-        varlen = _takes_varlen(core, device)
+        varlen, flash = _takes_varlen(core, device)
         _prove_head(core, device, dtype)
-        return Scorer(True, nll_scope, pad_id, varlen, needs_rows(core), changes)
+        return Scorer(True, nll_scope, pad_id, varlen, needs_rows(core), changes, flash=flash)
     if attention == "packed":
         raise UserError(f"attention packed: {type(core).__name__} {reason}; use auto or padded")
     _refuse_unless_padded(core)
@@ -188,26 +187,12 @@ def adopt_scorer(model: Any, scorer: Scorer) -> Scorer:
     teach_ropes(causal_model(model))
     if scorer.packed:
         teach_packing(causal_model(model))
+    if scorer.flash is not None and not use(scorer.flash):
+        logger.warning(
+            "attention: %s, as on rank 0, is not to be had here; torch's own in its place",
+            scorer.flash,
+        )
     return scorer
-
-
-def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
-    """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
-
-    def make() -> Scorer:
-        pad_id = tokenizer.pad_token_id or 0
-        device = torch.device("cuda") if torch.cuda.is_available() else None
-        dtype = HALVES.get(config.mixed_precision or "")
-        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, dtype)
-
-    if here.engine.name == "zero3":
-        with gathered_while_used(policy):
-            scorer = make()
-        if scorer.packed:
-            gather_as_one(causal_model(policy).get_output_embeddings())
-        return scorer
-    scorer = here.on_main(make)
-    return scorer if here.is_main else adopt_scorer(policy, scorer)
 
 
 def balancing(scorer: Scorer, core: Any, coefficient: float | None) -> Scorer:
@@ -220,16 +205,18 @@ def balancing(scorer: Scorer, core: Any, coefficient: float | None) -> Scorer:
     return replace(scorer, top_k=core.num_experts_per_tok)
 
 
-def _takes_varlen(core: Any, device: torch.device | None) -> bool:
+def _takes_varlen(core: Any, device: torch.device | None) -> tuple[bool, str | None]:
+    """Whether the kernel is right here, and which flash attention is behind it."""
     device = device or core.get_output_embeddings().weight.device
     if device.type != "cuda":
-        return False
+        return False, None
     reason = kernel_differs(core, device)
     if reason is not None:
         logger.warning(
             "attention: packed, but pair by pair and slower, because the varlen kernel %s", reason
         )
-    return reason is None
+        return False, None
+    return True, use_newest(lambda: kernel_differs(core, device))
 
 
 def _prove_head(core: Any, device: torch.device | None, dtype: torch.dtype | None) -> None:

@@ -35,8 +35,8 @@ from orpo_dist.scoring.metrics import RunningMeans
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.packed_forward import causal_model
-from orpo_dist.scoring.scorer import Batch, agreed_scorer, balancing
-from orpo_dist.scoring.spread import spread
+from orpo_dist.scoring.ranks import agreed_scorer, spread
+from orpo_dist.scoring.scorer import Batch, balancing
 from orpo_dist.training.arguments import default_logging_steps, training_arguments
 from orpo_dist.training.bad_steps import BadSteps, Suspects
 from orpo_dist.training.callbacks import ProgressLine

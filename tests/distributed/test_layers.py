@@ -17,7 +17,10 @@ WORKER = Path(__file__).with_name("layers.py")
 
 PLAIN: dict[str, Any] = {"kernels": "none"}
 FORMS = [PLAIN | {"gradient_checkpointing": form} for form in ("every:2", "keep_attention", True)]
-COMPILED = [{"kernels": "compile"}, {"kernels": "compile", "gradient_checkpointing": "every:2"}]
+COMPILED: list[dict[str, Any]] = [
+    {"kernels": "compile"},
+    {"kernels": "compile", "gradient_checkpointing": "every:2", "sequence_parallel": 2},
+]
 
 
 def trained(engine: str, model: Path, folder: Path, cases: list[dict[str, Any]]) -> Any:

@@ -22,9 +22,9 @@ from orpo_dist.base.types import UserError
 from orpo_dist.engines import runtime
 from orpo_dist.engines.mesh import mesh_of
 from orpo_dist.scoring import proof
+from orpo_dist.scoring.ranks import spread
 from orpo_dist.scoring.routing import why_not_balanced
 from orpo_dist.scoring.scorer import Scorer, make_scorer
-from orpo_dist.scoring.spread import spread
 from tests.families import small_config
 
 # Settings beside the tiny ones: heads that no number of ranks divides, ropes that change.

@@ -1,4 +1,7 @@
-"""A scorer whose sequences several ranks share: refused where that cannot be, else proved."""
+"""One scorer for all ranks: agreed upon, and over sequences that several of them share.
+
+Sharing is refused where it cannot be, and proved where it can.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,44 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from orpo_dist.base.types import UserError
+from orpo_dist.config import ORPOConfig
 from orpo_dist.engines.mesh import SequenceGroup
-from orpo_dist.engines.runtime import Runtime
+from orpo_dist.engines.runtime import Runtime, gather_as_one, gathered_while_used
 from orpo_dist.scoring import proof
 from orpo_dist.scoring.miniature import miniature
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.packed_forward import causal_model, needs_rows, teach_packing
-from orpo_dist.scoring.scorer import Scorer
+from orpo_dist.scoring.scorer import Scorer, adopt_scorer, make_scorer
 from orpo_dist.scoring.sequence import shares
 from orpo_dist.scoring.switches import switches
 
 logger = logging.getLogger("orpo_dist")
+
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
+    """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
+
+    def make() -> Scorer:
+        pad_id = tokenizer.pad_token_id or 0
+        device = torch.device("cuda") if torch.cuda.is_available() else None
+        dtype = HALVES.get(config.mixed_precision or "")
+        return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, dtype)
+
+    if here.engine.name == "zero3":
+        with gathered_while_used(policy):
+            scorer = make()
+        if scorer.packed:
+            gather_as_one(causal_model(policy).get_output_embeddings())
+        return scorer
+    scorer = here.on_main(make)
+    return scorer if here.is_main else adopt_scorer(policy, scorer)
 
 
 def spread(scorer: Scorer, model: Any, sequence: SequenceGroup, here: Runtime) -> Scorer:
