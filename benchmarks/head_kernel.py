@@ -74,7 +74,6 @@ def resources(made: Any) -> dict[str, int]:
         "shared": said["SHARED"] + made.metadata.shared,
         "spilled": said["LOCAL"] + said["STACK"],
         "loads": max(read, key=lambda width: read[width]),
-        "bytes": len(made.asm["cubin"]),
     }
 
 

@@ -139,6 +139,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "curriculum_pacing": "root",
         "orpo_alpha_schedule": "ramp",
         "attention": "padded",
+        "kernels": "none",
         "loss_form": "convex",
         "nll_scope": "prompt_and_completion",
         "mixed_precision": "bf16",
@@ -157,6 +158,7 @@ def test_each_flag_sets_its_own_field(name: str, capsys: pytest.CaptureFixture[s
         "use_dora": ["--peft"],
         "lora_dtype": ["--peft"],
         "merge_adapter": ["--peft"],
+        "activation_offload": ["--gradient-checkpointing"],
         "max_seq_length": ["--max-prompt-length", "2"],
     }
     default = ORPOConfig.model_fields[name].default

