@@ -42,7 +42,9 @@ demo: $(INSTALLED)
 
 test: check
 	@echo "== tests"
-	$(BIN)/python -m pytest -m "not slow and not timing"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not timing" tests/unit \
+	  -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not timing" --ignore tests/unit
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not timing"

@@ -34,7 +34,9 @@ def trained(engine: str, model: Path, folder: Path, cases: list[dict[str, Any]])
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3", "fsdp2"]
+)
 def test_the_same_steps_on_every_engine(engine: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     compiled = [] if engine == "zero3" else COMPILED
     plain, *others = trained(engine, tiny_model_dir, tmp_path, [PLAIN, *FORMS, *compiled])

@@ -62,7 +62,7 @@ def assert_same(mine: Path, theirs: Path, bound: float = RELATIVE) -> None:
 @pytest.mark.parametrize(
     ("preset", "processes", "size", "flags"),
     [
-        ("ddp", 2, 2, []),
+        pytest.param("ddp", 2, 2, [], marks=pytest.mark.slow),  # as the one with all settings
         ("ddp", 4, 4, ["--gradient-checkpointing", "keep_attention"]),
         ("ddp", 4, 2, ["--batch-size", "1", "--gradient-checkpointing", "every:2"]),
         ("zero3", 2, 2, []),
