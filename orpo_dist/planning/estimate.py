@@ -208,7 +208,8 @@ class Estimator:
 
     def _away(self, method: Method, casts: bool, checkpointing: Form, pairs: int) -> Part:
         """What waits on the host: the input of every recomputed layer."""
-        census, tokens = self.census(method), pairs * sum(self.longest)
+        census = self.census(method)
+        tokens = math.ceil(pairs * sum(self.longest) / self.config.ranks_per_sequence)
         number = census.half if method.peft or casts else 4  # bytes
         layers = math.ceil(share(checkpointing, census.layers) * census.layers)
         how = f"{layers} layers × {count(tokens)} tokens × {census.hidden} × {number} B"

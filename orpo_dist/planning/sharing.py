@@ -55,9 +55,12 @@ def _fewest(config: ORPOConfig, hf_config: Any, lengths: np.ndarray, here: Runti
             type(error).__name__, str(error).partition("\n")[0],
         )  # fmt: skip
         return 1
-    logger.info(
+    fits = needed <= machine.of_process
+    logger.log(
+        logging.INFO if fits else logging.WARNING,
         "sequence_parallel auto: %d, as the longest pair, of %d tokens, takes %.1f GiB of %.1f on "
-        "each process", size, tokens, needed, machine.of_process,
+        "each process%s", size, tokens, needed, machine.of_process,
+        "" if fits else ": too much even so; expect it to run out of memory",
     )  # fmt: skip
     return size
 

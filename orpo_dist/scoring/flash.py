@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from torch.nn import attention
 
+from orpo_dist.base.reasons import reason_of
+
 logger = logging.getLogger("orpo_dist")
 
 NEWEST = ("FA4", "FA3")  # tried in this order; each brings its own package
@@ -47,6 +49,11 @@ def use(name: str) -> bool:
         return True
     try:
         attention.activate_flash_attention_impl(name)
-    except Exception:  # its package is not installed, or not for this device
+    except ImportError:  # its package is not installed
+        return False
+    except Exception as error:  # or is another one than torch knows
+        logger.warning(
+            "attention: not in a kernel of %s, which does not start (%s)", name, reason_of(error)
+        )
         return False
     return attention.current_flash_attention_impl() == name

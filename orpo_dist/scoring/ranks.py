@@ -20,7 +20,7 @@ from orpo_dist.scoring import proof
 from orpo_dist.scoring.miniature import miniature
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.packed_forward import causal_model, needs_rows, teach_packing
-from orpo_dist.scoring.scorer import Scorer, adopt_scorer, make_scorer
+from orpo_dist.scoring.scorer import Scorer, adopt_scorer, balancing, make_scorer
 from orpo_dist.scoring.sequence import shares
 from orpo_dist.scoring.switches import switches
 
@@ -30,12 +30,22 @@ logger = logging.getLogger("orpo_dist")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def training_scorer(
+    policy: Any, config: ORPOConfig, tokenizer: Any, sequence: SequenceGroup, here: Runtime
+) -> Scorer:
+    """How a run scores, on every rank: agreed upon, with the balance of experts where that is
+    trained, over sequences that the group shares. Raises ``UserError`` for what cannot be."""
+    scorer = agreed_scorer(policy, config, tokenizer, here)
+    scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
+    return spread(scorer, policy, sequence, here)
+
+
 def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime) -> Scorer:
     """The same scorer on every rank, after a proof by rank 0; the rest as ``make_scorer``."""
 
     def make() -> Scorer:
         pad_id = tokenizer.pad_token_id or 0
-        device = torch.device("cuda") if torch.cuda.is_available() else None
+        device = _gpu()
         dtype = HALVES.get(config.mixed_precision or "")
         return make_scorer(policy, config.attention, config.nll_scope, pad_id, device, dtype)
 
@@ -47,6 +57,10 @@ def agreed_scorer(policy: Any, config: ORPOConfig, tokenizer: Any, here: Runtime
         return scorer
     scorer = here.on_main(make)
     return scorer if here.is_main else adopt_scorer(policy, scorer)
+
+
+def _gpu() -> torch.device | None:
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def spread(scorer: Scorer, model: Any, sequence: SequenceGroup, here: Runtime) -> Scorer:
@@ -93,7 +107,7 @@ def _tell_heads(core: Any, size: int) -> None:
 def _unproved(core: Any, sequence: SequenceGroup) -> str | None:
     """Why shared sequences would be scored otherwise than whole ones; None if they are not."""
     with proof.undisturbed():
-        small = miniature(core)
+        small = miniature(core).to(_gpu() or "cpu")  # where the processes of a group can talk
         teach_packing(small)
         whole = Scorer(
             True, "prompt_and_completion", rows=needs_rows(small), switches=switches(small.config)
@@ -101,7 +115,7 @@ def _unproved(core: Any, sequence: SequenceGroup) -> str | None:
         pairs = proof.some_pairs(small.config.get_text_config().vocab_size)
         found = []
         for scorer in (whole, replace(whole, sequence=sequence)):
-            scores = scorer.score(small, scorer.collate(pairs))
+            scores = scorer.score(small, scorer.collate(pairs).to(small.device))
             found.append(proof.measured(small, proof.packed_scores(scores)))
         (expected, slope), (scored, part) = found
         dist.all_reduce(part, group=sequence.group)

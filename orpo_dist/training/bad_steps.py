@@ -73,7 +73,8 @@ def suspects_of_all(own: tuple[bool, list[int]], runtime: Runtime) -> tuple[bool
         found = [None] * runtime.world_size
         dist.all_gather_object(found, own, group=runtime.control)
     lost = any(is_lost for is_lost, _ in found)
-    return lost, sorted(i for is_lost, pairs in found if is_lost or not lost for i in pairs)
+    # Once each: ranks that share a sequence all tell of its pairs.
+    return lost, sorted({i for is_lost, pairs in found if is_lost or not lost for i in pairs})
 
 
 class BadSteps(MetricsFile):

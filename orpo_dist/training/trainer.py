@@ -35,8 +35,8 @@ from orpo_dist.scoring.metrics import RunningMeans
 from orpo_dist.scoring.model_config import number_of
 from orpo_dist.scoring.objective import orpo_loss
 from orpo_dist.scoring.packed_forward import causal_model
-from orpo_dist.scoring.ranks import agreed_scorer, spread
-from orpo_dist.scoring.scorer import Batch, balancing
+from orpo_dist.scoring.ranks import training_scorer
+from orpo_dist.scoring.scorer import Batch
 from orpo_dist.training.arguments import default_logging_steps, training_arguments
 from orpo_dist.training.bad_steps import BadSteps, Suspects
 from orpo_dist.training.callbacks import ProgressLine
@@ -96,12 +96,11 @@ class ORPOTrainer(MeasuringTrainer):
         mend_generation(causal_model(policy))
         stop_at(causal_model(policy), self.encoder.end_id)
         refuse_random(policy, self.runtime)
-        scorer = agreed_scorer(policy, config, processing_class, self.runtime)
-        scorer = balancing(scorer, causal_model(policy), config.router_aux_loss_coef)
-        self.scorer = spread(scorer, policy, self.mesh.sequence, self.runtime)
-        text = policy.config.get_text_config()
-        # For even shares.
-        self._hidden_size = number_of(text, "hidden_size") or StepPlan.hidden_size
+        self.scorer = training_scorer(
+            policy, config, processing_class, self.mesh.sequence, self.runtime
+        )
+        width = number_of(policy.config.get_text_config(), "hidden_size")
+        self._hidden_size = width or StepPlan.hidden_size  # for even shares
         self.train_plan = train_pairs and self._plan(config, train_pairs, training_args)
         self.global_batch = self.train_plan.global_batch if self.train_plan else 0
         if self.train_plan and config.logging_steps is None:

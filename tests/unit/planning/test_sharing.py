@@ -47,7 +47,9 @@ def test_the_fewest_that_fit(
     for size, needed in zip((1, 2, 4, 8), needs, strict=True):
         assert shared(config, tiny_model, here, 1.0001 * needed / 0.95) == size
     assert "sequence_parallel auto: 8, as the longest pair, of 4000 tokens, takes" in caplog.text
-    assert shared(config, tiny_model, here, 0.1) == 8  # fits nowhere: the run will say so
+    assert "too much" not in caplog.text
+    assert shared(config, tiny_model, here, 0.1) == 8  # fits nowhere
+    assert "too much even so; expect it to run out of memory" in caplog.text
 
 
 def test_what_is_asked_for_stays(tiny_model: Any, here: Runtime) -> None:

@@ -64,6 +64,17 @@ def test_none_is_installed(installed: dict[str, Any]) -> None:
     assert not flash.use("FA3") and not flash.use("FA9")
 
 
+def test_one_that_does_not_start_is_said(
+    installed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Any:
+        raise RuntimeError("flash_attn_interface does not expose FA3 kernels")
+
+    installed["FA3"] = broken
+    assert flash.use_newest(lambda: None) is None
+    assert "FA3, which does not start (" in caplog.text and "does not expose" in caplog.text
+
+
 def test_other_ranks_take_the_same(installed: dict[str, Any]) -> None:
     assert flash.use("FA3") and flash.use("FA3")
     assert attention.current_flash_attention_impl() == "FA3"

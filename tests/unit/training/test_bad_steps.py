@@ -13,8 +13,9 @@ import torch
 
 from orpo_dist import ORPOConfig, UserError, train
 from orpo_dist.base.types import PairScores
+from orpo_dist.engines.runtime import ALONE
 from orpo_dist.runs.folder import read_json, read_metrics
-from orpo_dist.training.bad_steps import BadSteps, Suspects, poisoned
+from orpo_dist.training.bad_steps import BadSteps, Suspects, poisoned, suspects_of_all
 from tests.conftest import DEMO
 from tests.distributed.broken import Broken, steps
 from tests.unit.training.test_run import settings
@@ -49,6 +50,10 @@ def test_suspects_are_as_few_as_can_be_told() -> None:
 
 
 @pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_a_pair_of_a_shared_sequence_is_named_once() -> None:
+    assert suspects_of_all((True, [3, 1, 3]), ALONE) == (True, [1, 3])
+
+
 @pytest.mark.parametrize("fault", ["scores", "loss", "gradient"])
 def test_a_bad_step_changes_nothing_but_the_count(
     fault: str, attention: str, tiny_model_dir: Path, tmp_path: Path
