@@ -49,11 +49,11 @@ def test_suspects_are_as_few_as_can_be_told() -> None:
     assert seen.found() == (True, [6])
 
 
-@pytest.mark.parametrize("attention", ["packed", "padded"])
 def test_a_pair_of_a_shared_sequence_is_named_once() -> None:
     assert suspects_of_all((True, [3, 1, 3]), ALONE) == (True, [1, 3])
 
 
+@pytest.mark.parametrize("attention", ["packed", "padded"])
 @pytest.mark.parametrize("fault", ["scores", "loss", "gradient"])
 def test_a_bad_step_changes_nothing_but_the_count(
     fault: str, attention: str, tiny_model_dir: Path, tmp_path: Path
