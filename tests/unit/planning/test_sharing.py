@@ -68,3 +68,15 @@ def test_a_step_stays_as_large(tiny_model: Any, here: Runtime) -> None:
         patch.setattr(sharing, "machine_of", lambda _: Machine(8, 0.1))
         found = sharing.shared_by(config, tiny_model.config, Pairs(), here)  # type: ignore[arg-type]
     assert found.gradient_accumulation == 16  # one group of 8: 32 pairs in micro-batches of 2
+
+
+def test_what_waits_on_the_host_is_shared_too(tiny_model: Any, here: Runtime) -> None:
+    config = ORPOConfig(
+        mixed_precision="none", gradient_checkpointing=True, activation_offload=True
+    )
+    estimator = Estimator(tiny_model.config, config, Machine(8, 80), (3000, 500, 500))
+    away = []
+    for size in (1, 4):
+        parts = estimator.over(size).parts(here.engine, 1, True, True)
+        away += [part.bytes for part in parts if part.where == "host"]
+    assert away[0] == 4 * away[1] > 0
